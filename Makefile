@@ -1,0 +1,35 @@
+# make report: everything from nothing to the book.  make test: every check.  Both set up .venv first, once.
+PYTHON ?= python3
+PROFILE ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install report test export clean-notebooks lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+install: $(STAMP)  ## create .venv and install the package, once
+
+$(STAMP): settings.ini setup.py pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("imgcls needs Python 3.11 or later; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+report: $(STAMP)  ## run the quick profile (PROFILE=cpu for another) and build the book
+	$(BIN)/imgcls report --profile $(PROFILE)
+
+test: $(STAMP)  ## nbdev-test on every notebook, then pytest, browser tests included
+	$(BIN)/python tests/browser.py
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python -m pytest tests
+
+export: $(STAMP)  ## notebooks to imgcls/, then clean them
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+lock: $(STAMP)  ## write requirements.lock from the tested environment: names and versions only
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock

@@ -1,0 +1,1 @@
+"Reproducible image-classification reports, from params files to a published book."
