@@ -315,6 +315,7 @@ def load_params(name:str, # `study/run`, or a path to a run file
     "The parameters of a run under a profile, not yet scaled (see `Params.resolve`)."
     path = run_file(name)
     d, sources = dict(study=path.parent.name, run=path.stem), {}
+    if (path.parent/'study.yaml').is_file(): d['template'] = read_yaml(path.parent/'study.yaml').get('template', 'train')
     files = [path] + ([profile_file(profile)] if profile else [])
     for f in files:
         new = read_yaml(f)
@@ -350,6 +351,7 @@ class Study(Strict):
     name: Name
     title: str = ''
     question: str
+    template: Literal['train', 'search', 'ensemble'] = 'train' # of runs that name none
     runs: dict[str, RunEntry]
     depends_on: list[str] = []
     seeds: dict[str, Annotated[Int, Field(ge=1)]] = {}  # profile → seeds 0..n-1; default 1
