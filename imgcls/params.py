@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation', 'Widths', 'ARCHS', 'LR', 'Schedule', 'Freeze',
-           'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'check_arch',
-           'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams', 'Params', 'make_params',
-           'project_root', 'results_root', 'study_names', 'profile_names', 'run_file', 'profile_file', 'load_params',
-           'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params']
+           'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'BlockCNN',
+           'GroupResNet', 'CNN4', 'TorchvisionVGG', 'VGG', 'ResNet', 'Chains', 'ComplexChains', 'MediumChains',
+           'BaseNet', 'FastResNet', 'check_arch', 'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams',
+           'Params', 'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file',
+           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 # %% ../nbs/00_params.ipynb #c006
 class BadInput(ValueError):
@@ -109,6 +110,12 @@ class DataParams(Strict):
 # %% ../nbs/00_params.ipynb #c017
 Widths = Annotated[list[Annotated[Int, Field(ge=1)]], Field(min_length=1)]
 
+def _same_length(a, *names):
+    "`a`, or a `ValueError` that gives the lengths of its lists `names`."
+    if len({len(getattr(a, n)) for n in names}) > 1:
+        raise ValueError('lists of one length are needed: ' + ', '.join(f'{n} has {len(getattr(a, n))}' for n in names))
+    return a
+
 class ConvNet(Strict):
     "conv-conv-pool twice, one dense layer (study C)."
     act: Literal['relu', 'leakyrelu', 'tanh', 'gelu', 'silu'] = 'leakyrelu'
@@ -117,7 +124,77 @@ class ConvNet(Strict):
     dropout: Fraction = 0.25       # after each pool
     dense_dropout: Fraction = 0.5  # before the last layer
 
-ARCHS:dict[str, type[Strict]] = {'convnet': ConvNet}
+class BlockCNN(Strict):
+    "A chain of conv-norm-ReLU blocks, flattened; every list has an entry a block (study A)."
+    filters: Widths = [64, 64, 128, 128, 128, 128]
+    kernels: Widths = [7, 5, 5, 5, 5, 5]
+    strides: Widths = [2, 2, 1, 1, 1, 1]
+    paddings: Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1)] = [3, 3, 1, 0, 1, 0]
+    dropout: Fraction = 0.5
+    @model_validator(mode='after')
+    def _lengths(self): return _same_length(self, 'filters', 'kernels', 'strides', 'paddings')
+
+class GroupResNet(Strict):
+    "Groups of basic residual blocks after a 3 x 3 stem of 64 filters (study A)."
+    blocks: Widths = [2, 2, 2]     # residual blocks a group
+    filters: Widths = [64, 128, 256]
+    strides: Widths = [1, 2, 2]    # of a group's first block
+    @model_validator(mode='after')
+    def _lengths(self): return _same_length(self, 'blocks', 'filters', 'strides')
+
+class CNN4(Strict):
+    "Blocks of two unpadded convolutions, pooled, then dense layers (study B)."
+    filters: Widths = [32, 64, 128, 256]
+    batch_norm: bool = True        # after each pooling
+    dropout: Fraction = 0.5        # before the dense layers
+    dense: Widths = [1024, 1024]
+
+class TorchvisionVGG(Strict):
+    "torchvision's VGG."
+    batch_norm: bool = False
+    dropout: Fraction = 0.5        # in the head
+
+class VGG(Strict):
+    "The VGG of study E's ladder; defaults are its final table, eight convolutions."
+    blocks: Widths = [2, 2, 2, 2]  # convolutions a block
+    filters: Widths = [64, 128, 256, 512] # of each block
+    pools: list[Annotated[Int, Field(ge=1)]] = [1, 2, 3] # numbers of the blocks a max pooling follows
+    adaptive: Annotated[Int, Field(ge=1)] | None = 1 # average pooling to so many pixels a side; none: the map is flattened as it is
+    head: list[Annotated[Int, Field(ge=1)]] = [4096] # widths of the dense layers before the last
+    head_norm: bool = False        # BatchNorm1d in the head
+    head_dropout: Fraction = 0.
+    batch_norm: bool = True        # after each convolution
+    init: Literal['default', 'he'] = 'default' # torch's, or He's normal with zero biases
+    @model_validator(mode='after')
+    def _lengths(self):
+        _same_length(self, 'blocks', 'filters')
+        if len(set(self.pools)) < len(self.pools) or max(self.pools, default=0) > len(self.blocks):
+            raise ValueError(f'pools {self.pools}: each is the number of one of the {len(self.blocks)} blocks, once')
+        return self
+
+class ResNet(Strict):
+    "torchvision's ResNet."
+    stem: Literal['imagenet', 'small'] = 'imagenet' # small: 3 x 3, stride 1, no pooling
+
+class Chains(Strict):
+    "Chains of one convolution, averaged to one pixel, then a linear layer (study D); widths are ours."
+    filters: Widths = [64, 128]
+class ComplexChains(Chains): filters: Widths = [128, 256, 512]
+class MediumChains(Chains): filters: Widths = [64, 128, 256, 512]
+
+class BaseNet(Strict):
+    "Two convolutions of 5 x 5 and two linear layers (study E's first step)."
+
+class FastResNet(Strict):
+    "The strongest network here for its cost on small images."
+    filters: Widths = [64, 256, 256] # of each group; a group halves the map
+    convs: Annotated[Int, Field(ge=2, le=5)] = 2 # a group; from three on those after the first two stand on a shortcut
+    whiten: bool = True            # a 2 x 2 stem that `init_whitening` can set from training images and freeze
+    scale: Positive = 0.125        # of the logits
+
+ARCHS:dict[str, type[Strict]] = dict(
+    convnet=ConvNet, block_cnn=BlockCNN, group_resnet=GroupResNet, cnn4=CNN4, vgg16=TorchvisionVGG, vgg19=TorchvisionVGG, vgg=VGG,
+    resnet18=ResNet, resnet50=ResNet, simple=Chains, complex=ComplexChains, medium=MediumChains, basenet=BaseNet, fast_resnet=FastResNet)
 
 def check_arch(arch:str, arch_args:dict)->Strict:
     "The typed arguments of `arch`; `BadInput` names the nearest architecture or argument."
@@ -244,6 +321,7 @@ def _explain(e:ValidationError, model, where, sources=None)->str:
     first = next((x for x in errs if x['type'] == 'extra_forbidden'), errs[0])
     key, loc = str(first['loc'][0]) if first['loc'] else '', first['loc']
     src = (sources or {}).get(key, where)
+    if not loc: return f"{src}: {first['msg'].removeprefix('Value error, ')}" # of several keys together
     if first['type'] == 'extra_forbidden':
         bad = str(loc[-1]); names = list(model.model_fields) if len(loc) == 1 else list(Phase.model_fields)
         return f"{src}: unknown key '{bad}'{nearest(bad, names)}; allowed: {', '.join(names)}"
