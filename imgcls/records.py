@@ -151,22 +151,25 @@ def git_state()->dict[str, Any]:
     return dict(commit=head.stdout.strip(), dirty=bool(git('status', '--porcelain', '--untracked-files=no').stdout.strip()))
 
 # %% ../nbs/01_records.ipynb #c013
-def begin_record(folder:Path)->Path:
-    "An empty `.tmp` folder for `folder`."
-    tmp = tmp_dir(folder)
+def begin_record(p:Params, root:Path|None=None)->Path:
+    "The `.tmp` folder of a run: empty, or as an interrupted run of equal parameters and code left it, so that its checkpoint is taken up."
+    tmp, key = tmp_dir(params_dir(p, root)), f'{p.key} {code_hash(p.template)}'
+    if (tmp/'key').is_file() and (tmp/'key').read_text() == key: return tmp
     if tmp.exists(): shutil.rmtree(tmp)
     tmp.mkdir(parents=True)
+    write_atomic(tmp/'key', key)
     return tmp
 
 def write_record(tmp:Path, record:Record)->Record:
     "Write `record.json` with the checksums of all files in `tmp`."
-    record.files = {f.name: sha256(f) for f in sorted(tmp.iterdir()) if f.is_file() and f.name not in ('record.json', 'run.ipynb') and not f.name.startswith('.')}
+    record.files = {f.name: sha256(f) for f in sorted(tmp.iterdir()) if f.is_file() and f.name not in ('record.json', 'run.ipynb', 'key', 'progress.json') and not f.name.startswith('.')}
     write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
     return record
 
 def commit_record(tmp:Path, folder:Path, notebook:bool=False)->Path:
     "Rename a whole `tmp` to `folder`, in place of an older one; with `notebook`, the record takes in `run.ipynb`."
     record = read_record(tmp)
+    for name in ('key', 'progress.json'): (tmp/name).unlink(missing_ok=True)
     if notebook:
         record.notebook = 'run.ipynb'; record.files['run.ipynb'] = sha256(tmp/'run.ipynb')
         write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
