@@ -8,7 +8,8 @@ __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation
            'GroupResNet', 'CNN4', 'TorchvisionVGG', 'VGG', 'ResNet', 'Chains', 'ComplexChains', 'MediumChains',
            'BaseNet', 'FastResNet', 'check_arch', 'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams',
            'Params', 'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file',
-           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params']
+           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params',
+           'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -476,3 +477,18 @@ def notebook_params(ns:dict|None=None, # the notebook's namespace; default: the 
     tagged = max((i for i, c in enumerate(cells) if not c.lstrip().startswith('# Parameters\n')), default=0)
     names = dict.fromkeys(n for c in cells[tagged:] for n in _assigned(c))
     return make_params({n: ns[n] for n in names}, 'notebook parameters').resolve()
+
+# %% ../nbs/00_params.ipynb #c036
+def parameters_cell(groups=(RunParams, DataParams, ModelParams, TrainParams, MachineParams, ScaleParams))->str:
+    "Source of a template's tagged cell: `name: type = default  # meaning` for every parameter."
+    import inspect
+    lines = ['# parameters: any of them can be given to papermill with -p or in a YAML file with -f']
+    for g in groups:
+        lines += ['', f'# {inspect.getdoc(g)}']
+        for line in inspect.getsource(g).splitlines():
+            m = re.match(r'    (\w+): .*?(?:  ?# (.*))?$', line)
+            if not m or m[1] not in g.model_fields: continue
+            default = g.model_fields[m[1]].default
+            kind = type(default).__name__ if default is not None else 'int'
+            lines.append(f'{m[1]}: {"float" if m[1] in ("eps", "grad_clip") else kind} = {default!r}' + (f'  # {m[2].strip()}' if m[2] else ''))
+    return '\n'.join(lines)
