@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation', 'Widths', 'ARCHS', 'LR', 'Schedule', 'Freeze',
            'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'BlockCNN',
-           'GroupResNet', 'CNN4', 'TorchvisionVGG', 'VGG', 'ResNet', 'Chains', 'ComplexChains', 'MediumChains',
-           'BaseNet', 'FastResNet', 'check_arch', 'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams',
-           'Params', 'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file',
-           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params',
-           'parameters_cell']
+           'GroupResNet', 'CNN4', 'TorchvisionVGG', 'VGG', 'ResNet', 'Chains', 'SimpleChains', 'ComplexChains',
+           'MediumChains', 'BaseNet', 'FastResNet', 'check_arch', 'ModelParams', 'Phase', 'TrainParams',
+           'MachineParams', 'ScaleParams', 'Params', 'make_params', 'project_root', 'results_root', 'study_names',
+           'profile_names', 'run_file', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study',
+           'notebook_params', 'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -178,8 +178,14 @@ class ResNet(Strict):
     stem: Literal['imagenet', 'small'] = 'imagenet' # small: 3 x 3, stride 1, no pooling
 
 class Chains(Strict):
-    "Chains of one convolution, averaged to one pixel, then a linear layer (study D); widths are ours."
+    "Chains of one convolution, averaged to one pixel, then a linear layer (study D); widths and kernels are ours."
+    filters: Widths
+    kernel: Annotated[Int, Field(ge=1)] = 3
+
+class SimpleChains(Chains):
     filters: Widths = [64, 128]
+    kernel: Annotated[Int, Field(ge=1)] = 5 # with 3 its two layers see too little of the image
+
 class ComplexChains(Chains): filters: Widths = [128, 256, 512]
 class MediumChains(Chains): filters: Widths = [64, 128, 256, 512]
 
@@ -189,13 +195,13 @@ class BaseNet(Strict):
 class FastResNet(Strict):
     "The strongest network here for its cost on small images."
     filters: Widths = [64, 256, 256] # of each group; a group halves the map
-    convs: Annotated[Int, Field(ge=2, le=5)] = 2 # a group; from three on those after the first two stand on a shortcut
-    whiten: bool = True            # a 2 x 2 stem that `init_whitening` can set from training images and freeze
+    convs: Literal[2, 3] = 2       # a group; three: the last two stand under a shortcut
+    whiten: bool = True            # a stem set from training images and never trained
     scale: Positive = 0.125        # of the logits
 
 ARCHS:dict[str, type[Strict]] = dict(
     convnet=ConvNet, block_cnn=BlockCNN, group_resnet=GroupResNet, cnn4=CNN4, vgg16=TorchvisionVGG, vgg19=TorchvisionVGG, vgg=VGG,
-    resnet18=ResNet, resnet50=ResNet, simple=Chains, complex=ComplexChains, medium=MediumChains, basenet=BaseNet, fast_resnet=FastResNet)
+    resnet18=ResNet, resnet50=ResNet, simple=SimpleChains, complex=ComplexChains, medium=MediumChains, basenet=BaseNet, fast_resnet=FastResNet)
 
 def check_arch(arch:str, arch_args:dict)->Strict:
     "The typed arguments of `arch`; `BadInput` names the nearest architecture or argument."
