@@ -134,6 +134,12 @@ class BlockCNN(Strict):
     dropout: Fraction = 0.5
     @model_validator(mode='after')
     def _lengths(self): return _same_length(self, 'filters', 'kernels', 'strides', 'paddings')
+    @property
+    def least(self)->int:
+        "The smallest image, worked backwards from one pixel: a profile scales no further."
+        size = 1
+        for k, s, p in zip(self.kernels[::-1], self.strides[::-1], self.paddings[::-1]): size = max(1, (size-1)*s + k - 2*p)
+        return size
 
 class GroupResNet(Strict):
     "Groups of basic residual blocks after a 3 x 3 stem of 64 filters (study A)."
@@ -149,6 +155,12 @@ class CNN4(Strict):
     batch_norm: bool = True        # after each pooling
     dropout: Fraction = 0.5        # before the dense layers
     dense: Widths = [1024, 1024]
+    @property
+    def least(self)->int:
+        "The smallest image."
+        size = 1
+        for _ in self.filters: size = 2*size + 4
+        return size
 
 class TorchvisionVGG(Strict):
     "torchvision's VGG."
@@ -289,12 +301,12 @@ class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, R
 
     def resolve(self)->'Params':
         "The same with the profile's scale applied and neutral afterwards; `arch_args` complete."
-        f = self.epochs_factor
-        phases = [p.model_copy(update=dict(epochs=_scale(p.epochs, f),
-            size=p.size and _scale(p.size, self.size_factor, min(p.size, self.size_min)))) for p in self.phases]
+        f, least = self.epochs_factor, max(self.size_min, getattr(self.arch_options, 'least', 1))
+        scaled = lambda size: size and _scale(size, self.size_factor, min(size, least))
+        phases = [p.model_copy(update=dict(epochs=_scale(p.epochs, f), size=scaled(p.size))) for p in self.phases]
         return self.model_copy(update=dict(
             epochs=_scale(self.epochs, f), phases=phases, epochs_factor=1.,
-            size=self.size and _scale(self.size, self.size_factor, min(self.size, self.size_min)), size_factor=1.,
+            size=scaled(self.size), size_factor=1.,
             dataset=self.dataset_map.get(self.dataset, self.dataset), dataset_map={},
             arch_args=self.arch_options.model_dump()))
 

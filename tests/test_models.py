@@ -151,3 +151,11 @@ def test_text_is_complete():
 def test_every_network_has_typed_arguments_that_a_run_file_may_give():
     assert set(NETWORKS) <= set(ARCHS)
     for arch in NETWORKS: assert make_params(dict(arch=arch)).resolve().arch_args == ARCHS[arch]().model_dump()
+
+
+def test_no_profile_scales_a_network_below_what_it_takes():
+    "The sizes that `Params.resolve` stops at are the networks' own: those of cnn4 and block_cnn are worked out in params, the others take the default `size_min`."
+    default = make_params({}).size_min
+    for arch in NETWORKS: assert min_size(arch) <= max(default, getattr(ARCHS[arch](), 'least', 1))
+    assert ARCHS['block_cnn']().least == min_size('block_cnn') == 45
+    for filters in ([8], [8]*3, [8]*5): assert ARCHS['cnn4'](filters=filters).least == min_size('cnn4', filters=filters)
