@@ -1,0 +1,59 @@
+"The house keeps its own plan: rooms import to the left only, templates show every parameter, notebooks and settings agree."
+import ast, json, re
+from pathlib import Path
+
+import pytest
+
+from imgcls.params import (ARCHS, Params, load_params, load_study, parameters_cell, profile_names, read_yaml, ScaleParams, study_names)
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'warm', 'runner', 'search', 'report', 'cli', 'all']
+
+def rooms(): return sorted(f for f in (ROOT/'imgcls').glob('*.py') if not f.name.startswith('_'))
+
+@pytest.mark.parametrize('path', rooms(), ids=lambda f: f.stem)
+def test_rooms_import_to_the_left(path):
+    assert path.stem in ORDER, f'{path.stem} has no place in the house'
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('imgcls')):
+            module = (node.module or '').removeprefix('imgcls').strip('.')
+            names = [module.split('.')[0]] if module else [a.name for a in node.names]
+            assert '*' not in [a.name for a in node.names], f'{path.stem} imports * from {module}'
+        elif isinstance(node, ast.Import): names = [a.name.split('.')[1] for a in node.names if a.name.startswith('imgcls.')]
+        for n in names: assert ORDER.index(n) < ORDER.index(path.stem), f'{path.stem} imports {n}, which lies to its right'
+
+@pytest.mark.parametrize('path', rooms(), ids=lambda f: f.stem)
+def test_modules_come_from_notebooks(path):
+    m = re.search(r'File to edit: (\S+)\.ipynb', path.read_text())
+    assert m and (path.parent/f'{m[1]}.ipynb').resolve().exists()
+
+def test_template_shows_every_parameter():
+    nb = json.loads((ROOT/'nbs/experiments/train.ipynb').read_text())
+    tagged = [''.join(c['source']) for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+    assert tagged == [parameters_cell()]
+    names = [t.id for n in ast.parse(tagged[0]).body if isinstance(n, ast.AnnAssign) for t in [n.target]]
+    assert set(names) == set(Params.model_fields)
+
+@pytest.mark.parametrize('profile', profile_names())
+def test_profiles_scale_and_never_set_what_runs_vary(profile):
+    keys = set(read_yaml(ROOT/'params/profiles'/f'{profile}.yaml'))
+    for s in study_names():
+        used = set().union(*(read_yaml(f) for f in (ROOT/'params'/s).glob('*.yaml') if f.stem != 'study'))
+        assert not keys & used - {'profile'}, f'{profile} sets {keys & used}, which runs of {s} set too'
+
+@pytest.mark.parametrize('study', study_names())
+def test_runs_of_a_study_differ(study):
+    s = load_study(study)
+    for profile in [None, *profile_names()]:
+        seen = {}
+        for r in s.runs:
+            key = load_params(f'{study}/{r}', profile=profile).key
+            twin = seen.setdefault(key, r)
+            assert twin == r or any({r, twin} <= set(e) for e in s.equal), f'{study}: {r} and {twin} resolve to equal params under {profile}'
+
+def test_run_files_open_with_their_command():
+    for s in study_names():
+        for r in load_study(s).runs:
+            first = (ROOT/'params'/s/f'{r}.yaml').read_text().splitlines()[0]
+            assert first.startswith('#') and f'{s}/{r}' in first, f'{s}/{r}: the first line is a comment with the command'
