@@ -302,7 +302,13 @@ class _Watch(threading.Thread):
                 if used > share: return f'out of memory: it held {used/2**30:.1f} GB, the share of its slot is {share/2**30:.1f} GB; use fewer --jobs'
         return None
 
-    def _forked(self): return []
+    def _forked(self):
+        "A warm kernel is no child of ours; its client wrote down which process it is."
+        import psutil
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            kernel = psutil.Process(int((self.tmp/'.kernel').read_text()))
+            return [kernel, *kernel.children(recursive=True)]
+        return []
 
     def _end(self):
         "A hung cell is interrupted first, so that the notebook shows where; then everything of it is killed."
@@ -321,6 +327,7 @@ def _papermill():
     "papermill with the engine `imgcls`; importing it takes 0.5 s, or 1.7 s with a grammar that only jsonschema's optional checks use."
     if 'jsonschema' not in sys.modules: sys.modules.setdefault('rfc3987_syntax', None)
     import papermill
+    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
@@ -329,8 +336,9 @@ def _papermill():
     class ImgclsEngine(Engine):
         "papermill's own client, watched."
         @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, env=None, workdir=None, runtime=None, start_timeout=60, **kwargs):
+        def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, env=None, argv=None, workdir=None, runtime=None, start_timeout=60, **kwargs):
             km = AsyncKernelManager(kernel_name=kernel_name)
+            if argv: km._kernel_spec = KernelSpec(argv=argv, display_name='imgcls', language='python')
             if os.name == 'posix':
                 km.transport, km.connection_file = 'ipc', str(Path(runtime)/f'{uuid.uuid4().hex[:12]}.json')
             class Client(PapermillNotebookClient):
@@ -345,7 +353,7 @@ def _papermill():
                 complete(cell, cell_index, **kw)
                 if watch.first_cell is None and cell.cell_type == 'code': watch.first_cell = time.monotonic() - watch.t0
             nb_man.cell_start, nb_man.cell_complete = cell_start, cell_complete
-            client = Client(nb_man, km=km, kernel_name=kernel_name, startup_timeout=start_timeout, resources=dict(metadata=dict(path=str(workdir))))
+            client = Client(nb_man, km=km, kernel_name=kernel_name, startup_timeout=start_timeout, shutdown_kernel='immediate', resources=dict(metadata=dict(path=str(workdir))))
             client.owns_km = True # so that it cleans up after itself
             client.execute(env=env)
 
@@ -375,6 +383,17 @@ def _kernel_env(job:dict)->dict:
     path = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     env = os.environ | job['env'] | dict(IMGCLS_RUNNER='1', PYTHONPATH=os.pathsep.join([here, *[x for x in path if x and x != here]]))
     return {k: v for k, v in env.items() if k not in ('JPY_PARENT_PID',)}
+
+_LEASE = None
+def _warm(job:dict, env:dict)->list[str]|None:
+    "The command of a warm kernel, its parent kept alive by this process; None for a plain one."
+    global _LEASE
+    from imgcls import kernels
+    if job['kernel'] == 'plain' or not kernels.can_fork(): return None
+    try:
+        if not kernels.leased(_LEASE): _LEASE = kernels.lease(env=env)
+    except OSError: return None # no parent can be had: a plain kernel needs none
+    return kernels.kernel_argv()
 
 def _tidy(notebook:Path, template:str):
     "Take this machine's paths out of an executed notebook."
@@ -414,7 +433,7 @@ def _execute(job, p, folder, out)->dict:
         except Exception as e: error = _explain(e, watch)
     seen = dict(first_cell=watch.first_cell)
     if watch.reason == 'stopped' and error: return out('interrupted')
-    for f in [*tmp.glob('.run.*'), tmp/'.cell.json']: f.unlink(missing_ok=True)
+    for f in tmp.glob('.*'): f.unlink(missing_ok=True)
     if error is None:
         try:
             record = read_record(tmp)
@@ -456,8 +475,9 @@ def _rescue(tmp:Path, folder:Path, p:Params)->bool:
 
 def _notebook(job, p, tmp, watch):
     watch.at(0, 0)
+    env = _kernel_env(job) | dict(IMGCLS_KERNEL_PID=str(tmp/'.kernel'))
     _papermill().execute_notebook(str(template_file(p.template)), str(tmp/'run.ipynb'), parameters=job['params'], engine_name='imgcls', progress_bar=False,
-        kernel_name='python3', watch=watch, env=_kernel_env(job), runtime=_runtime(), start_timeout=120,
+        kernel_name='python3', watch=watch, env=env, argv=_warm(job, env), runtime=_runtime(), start_timeout=120,
         workdir=job['cwd'] if Path(job['cwd']).is_dir() else str(project_root()))
 
 def _explain(e:Exception, watch)->str:
@@ -590,6 +610,9 @@ def run(plan:Plan,
     "Execute what the plan has to do. A failing run ends alone; Ctrl-C and SIGTERM keep what is finished and leave the rest for the next call."
     out = Outcome()
     if not plan.todo: return out
+    if kernel == 'warm':
+        from imgcls import kernels
+        if not kernels.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
     alive, stop = _open_store(), []
     slots = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo)))
     work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n)),
