@@ -353,6 +353,7 @@ def _about(study:str, run:str, seeds:dict)->str:
 
 def _run_notebook(folder:Path, r:Record)->str:
     "A run's executed notebook as a page of the book."
+    if not (folder/'run.ipynb').exists(): raise BadInput(f"{folder}/run.ipynb: missing, though the record says it was executed; run it again: imgcls run {r.name} --profile {r.profile} --force")
     nb = nbformat.read(folder/'run.ipynb', as_version=4)
     first = next((c for c in nb.cells if c.cell_type == 'markdown'), None)
     links = ' · '.join([f'[params and all seeds](about.html)', f'[record](s{r.seed}.json)'] + ([f"[commit {r.git['commit'][:9]}]({commit_url(r)})"] if commit_url(r) else []))
@@ -448,7 +449,7 @@ def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, wor
     for f in (src/'_static').rglob('*'):
         if f.is_file():
             target = stage/'_static'/f.relative_to(src/'_static'); target.parent.mkdir(parents=True, exist_ok=True); shutil.copy2(f, target)
-    done = subprocess.run([sys.executable, '-m', 'jupyter_book.cli.main', 'build', '--quiet', str(stage)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', 'from jupyter_book.cli.main import main; main()', 'build', '--quiet', str(stage)], capture_output=True, text=True)
     built = stage/'_build'/'html'
     if not (built/'index.html').exists(): raise BadInput(f"the book was not built: jupyter-book: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
     missing = check_site(built)
