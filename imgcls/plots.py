@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'MARKERS', 'INK', 'GREY', 'alt_text', 'show', 'plot_curves', 'plot_lr_find', 'class_order',
-           'plot_confusion', 'show_images']
+           'plot_confusion', 'show_images', 'show_losses', 'show_confused', 'plot_confusion_pair', 'plot_ladder',
+           'plot_published', 'plot_tradeoff', 'plot_search', 'plot_best_so_far', 'plot_class_counts', 'plot_schedule',
+           'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
 
 # %% ../nbs/02_plots.ipynb #c003
 import base64, functools, html, io, math, textwrap
@@ -18,7 +20,7 @@ from .params import BadInput, nearest
 # %% ../nbs/02_plots.ipynb #c006
 COLORS = sns.color_palette('colorblind', 10)
 DASHES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)), (0, (3, 1)), (0, (6, 1, 1, 1)), (0, (2, 4))]
-MARKERS = ['o', 's', '^', 'D', 'v', 'P', 'X', '<', '>', '*']
+MARKERS = ['o', 's', '^', 'D', 'v', '<', '>', 'p', 'h', '*']
 INK, GREY = '#222222', '#767676' # text, and the lightest grey that is still readable on white
 
 _STYLE = {**sns.axes_style('ticks'), 'figure.facecolor': 'white', 'axes.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100, 'savefig.dpi': 100,
@@ -109,7 +111,8 @@ def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, 
             said.append(f'{name} {"" if not many else _label(m).split(" (")[0]+" "}ends at {s.iloc[-1]:.4g}, {"lowest" if "loss" in m else "highest"} {s[best]:.4g} at epoch {best:g}'
                         + (f' (mean of {len(series)} seeds)' if len(series) > 1 else ''))
     ax.set(xlabel='epoch', ylabel=_label(metrics[0]) if not many else (_label(metrics[0]).split(' ', 1)[1] if len({_label(m).split(' ', 1)[-1] for m in metrics}) == 1 else 'value'), title=title)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if np.ptp(ax.dataLim.intervalx) == 0: ax.set_xlim(ax.dataLim.x0 - .5, ax.dataLim.x0 + .5) # one epoch
     n = len(ax.get_legend_handles_labels()[1])
     if n > 1 or many: ax.legend(**(dict(loc='best') if n <= 4 else dict(loc='center left', bbox_to_anchor=(1, .5))))
     return _describe(ax, f'Line chart of {" and ".join(_label(m) for m in metrics)} against epoch. ' + '; '.join(said) + '.')
@@ -190,7 +193,7 @@ def plot_confusion(cm:pd.DataFrame, # (C,C) counts, rows true, columns predicted
             for j in range(n):
                 if m[i, j]: ax.text(j, i, _si(m[i, j]) if m[i, j] >= 1e4 else f'{m[i, j]:.0f}', ha='center', va='center', fontsize=size if m[i, j] < 1e3 else size-1,
                                     color=_on(im.cmap(im.norm(share[i, j]))))
-        ax.set_xticks(range(n), c.columns, rotation=45 if max(len(str(k)) for k in c.columns) > 2 else 0, ha='right' if max(len(str(k)) for k in c.columns) > 2 else 'center', rotation_mode='anchor')
+        ax.set_xticks(range(n), c.columns, **(dict(rotation=45, ha='right', rotation_mode='anchor') if n*max(len(str(k)) for k in c.columns)*7 > 400 else {}))
         ax.set_yticks(range(n), c.index)
         ax.tick_params(length=0)
     else:
@@ -201,7 +204,7 @@ def plot_confusion(cm:pd.DataFrame, # (C,C) counts, rows true, columns predicted
                         path_effects=[mpl.patheffects.withStroke(linewidth=2, foreground='white')])
         lines = [f'{k+1}  {c.index[i]} → {c.columns[j]}: {count} ({part:.0%})' for k, (i, j, count, part) in enumerate(pairs)]
         half = (len(lines) + 1)//2 if max(map(len, lines), default=0) < 45 else len(lines)
-        for x, y, part in ((0, -.07, ['most confused, true → predicted: images (share of the true class)']), (0, -.1, lines[:half]), (.55, -.1, lines[half:])):
+        for x, y, part in ((0, -.07, ['most confused, true → predicted: images (share of the true class)' if pairs else 'no errors']), (0, -.1, lines[:half]), (.55, -.1, lines[half:])):
             ax.text(x, y, '\n'.join(part), transform=ax.transAxes, va='top', fontsize=9)
     ax.set(xlabel='predicted' + ('' if small else f' ({n} classes, ordered by similarity)'), ylabel='true', title=title)
     bar = ax.figure.colorbar(im, ax=ax, fraction=.04, shrink=.8, pad=.02, ticks=[0, .01, .05, .1, .25, .5, 1], format=FuncFormatter(lambda x, _: f'{x:.0%}'))
@@ -222,7 +225,7 @@ def show_images(images, # uint8 (N,H,W,3) or (N,H,W)
     if images.ndim not in (3, 4) or not n: raise BadInput(f"show_images: images of shape {images.shape}; uint8 (N,H,W,3) with N of at least 1 is needed")
     titles = list(map(str, titles)) if titles is not None else ['']*n
     if len(titles) != n: raise BadInput(f"show_images: {len(titles)} titles for {n} images; one each is needed")
-    ncols = ncols or min(n, 7 if n > 10 else 5)
+    ncols = ncols or math.ceil(n/math.ceil(n/(7 if n > 10 else 5))) # rows of equal length
     nrows, side = math.ceil(n/ncols), min(7/ncols, 1.9)
     chars = max(8, int(side*100/6.3)) # a character of 8.5 points is 6.3 pixels wide
     titles = ['\n'.join(_wrap(line, chars) for line in t.split('\n')) for t in titles]
@@ -235,5 +238,360 @@ def show_images(images, # uint8 (N,H,W,3) or (N,H,W)
     if title: fig.suptitle(title, fontsize=11, x=0.01, ha='left')
     return _describe(axs, alt or f'{n} pictures{": " if any(titles) else ""}' + '; '.join(t.replace('\n', ' ') for t in titles if t) + '.')
 
-def _wrap(text, width):
-    return '\n'.join(textwrap.wrap(text, width, break_long_words=True)[:3]) or text
+def _wrap(text, width, lines=3):
+    return textwrap.fill(text, width, max_lines=lines, placeholder=' …') or text
+
+# %% ../nbs/02_plots.ipynb #c024
+def show_losses(images, # uint8 (N,H,W,3), in the order of the table
+                worst:pd.DataFrame, # columns true, predicted, p_true, p_predicted
+                title:str='highest losses: true class, and what it was taken for', **kwargs):
+    "The images with the highest losses and both names; returns the array of Axes."
+    _need(worst, ['true', 'predicted', 'p_true', 'p_predicted'], 'show_losses')
+    titles = [f'{r.true} ({_percent(r.p_true)})\n→ {r.predicted} ({_percent(r.p_predicted)})' for r in worst.itertuples()]
+    return show_images(images, titles, title=title, alt=f'{len(worst)} pictures with the highest losses: ' +
+                       '; '.join(f'{r.true} taken for {r.predicted} with {_percent(r.p_predicted)}' for r in worst.itertuples()) + '.', **kwargs)
+
+def _percent(p)->str: return '<0.1%' if 0 <= p < 5e-4 else f'{p:.1%}' if p < .0995 else f'{p:.0%}'
+
+@_styled
+def show_confused(pairs:pd.DataFrame, # columns true, predicted, images, share
+                  examples, # for each pair uint8 (n,H,W,3), n may differ and be 0
+                  each:int=6, # pictures a pair at most
+                  title:str='most confused: true → predicted', ax=None):
+    "A row of pictures for each of the most confused pairs; returns the array of Axes `(pairs, each)`."
+    _need(pairs, ['true', 'predicted', 'images', 'share'], 'show_confused')
+    if len(examples) != len(pairs) or not len(pairs): raise BadInput(f"show_confused: {len(pairs)} pairs and examples of {len(examples)}; one array of pictures for each pair is needed")
+    fig, axs = plt.subplots(len(pairs), each, figsize=(7, .82*len(pairs) + .35), squeeze=False, layout='none') # the layout engine knows no common column of names
+    fig.subplots_adjust(left=.37, right=.995, top=1 - .35/fig.get_figheight(), bottom=.01, wspace=.05, hspace=.08)
+    for row, r, ims in zip(axs, pairs.itertuples(), examples):
+        for ax in row: ax.axis('off')
+        for ax, im in zip(row, ims): ax.imshow(im, interpolation='nearest' if max(im.shape[:2]) < 100 else 'antialiased')
+        row[0].text(-.12, .5, f'{_wrap(str(r.true) + " → " + str(r.predicted), 36)}\n{r.images} images, {_percent(r.share)}', transform=row[0].transAxes, ha='right', va='center', fontsize=9)
+    fig.text(.01, 1 - .08/fig.get_figheight(), title, fontsize=11, ha='left', va='top')
+    return _describe(axs, 'Pictures of the most confused pairs: ' + '; '.join(f'{r.true} taken for {r.predicted}, {r.images} images, {_percent(r.share)} of the class' for r in pairs.itertuples()) + '.')
+
+# %% ../nbs/02_plots.ipynb #c028
+@_styled
+def plot_confusion_pair(a:pd.DataFrame, # (C,C) counts of the first model
+                        b:pd.DataFrame, # of the second, over the same images
+                        names:tuple=('first', 'second'), most:int=12):
+    "Two confusion matrices with the cells that changed marked in the second; returns the two Axes."
+    a, b = _square(a), _square(b)
+    for i, (x, y) in enumerate(zip(a.index, b.index)):
+        if x != y: raise BadInput(f"plot_confusion_pair: class {i} is '{x}' in {names[0]} and '{y}' in {names[1]}; only matrices over the same classes compare")
+    if len(a) != len(b): raise BadInput(f"plot_confusion_pair: {len(a)} classes in {names[0]} and {len(b)} in {names[1]}; only matrices over the same classes compare")
+    n, small = len(a), len(a) <= 12
+    order = np.arange(n) if n <= 25 else class_order(a + b)
+    A, B = a.iloc[order, order], b.iloc[order, order]
+    d = B.to_numpy(int) - A.to_numpy(int)
+    good = np.where(np.eye(n, dtype=bool), d > 0, d < 0)
+    best = np.argsort(-np.abs(d), axis=None, kind='stable')[:most]
+    listed = [(*np.unravel_index(k, d.shape), d.flat[k]) for k in best if d.flat[k]]
+    long, large = max(len(str(c)) for c in A.index), {(i, j) for i, j, _ in listed}
+    fig, axs = plt.subplots(1, 2, figsize=(7, 3.8 + .08*min(long, 14) if small else 5.6 if n <= 25 else 5.3), sharey=True)
+    for ax, M, name in zip(axs, (A, B), names):
+        m = M.to_numpy(float)
+        share = m/np.maximum(m.sum(1, keepdims=True), 1)
+        im = ax.imshow(np.ma.masked_where(m == 0, share), cmap=_RAMP, norm=mpl.colors.PowerNorm(.5, 0, 1), interpolation='nearest')
+        ax.grid(False); ax.tick_params(length=0)
+        ax.set(title=f'{name}: {np.trace(m)/max(m.sum(), 1):.2%} right', xlabel='predicted')
+        for s in ax.spines.values(): s.set(visible=True, color='#bbbbbb')
+        if n <= 25:
+            size = 9 if small else 7.5 if n <= 20 else 7
+            ax.set_xticks(range(n), [str(c)[:14] for c in M.columns], rotation=90, fontsize=size); ax.set_yticks(range(n), [str(c)[:14] for c in M.index], fontsize=size)
+        else: ax.set_xticks([]); ax.set_yticks([])
+        if not small: continue
+        for i, j in zip(*np.nonzero((m > 0) | ((d != 0) & (M is B)))):
+            changed = M is B and d[i, j]
+            text = f'{m[i, j]:.0f}' + (f'\n{d[i, j]:+d}'.replace('-', '−') if changed else '')
+            ax.text(j, i, text, ha='center', va='center', fontsize=7.5 if n <= 10 else 6.5, linespacing=.95, color=_on(im.cmap(im.norm(share[i, j]))) if m[i, j] else INK)
+            if changed: ax.add_patch(plt.Rectangle((j-.45, i-.45), .9, .9, fill=False, ec=COLORS[0] if good[i, j] else COLORS[3], lw=2 if (i, j) in large else .8, ls='-' if good[i, j] else (0, (2, 1))))
+    axs[0].set_ylabel('true')
+    if not small:
+        lines = []
+        for k, (i, j, v) in enumerate(listed):
+            for ax in axs: ax.plot([j], [i], marker='o' if good[i, j] else 's', ms=8, mfc='none', mec=COLORS[0] if good[i, j] else COLORS[3], mew=1.3, ls='')
+            lines.append(f'{A.index[i]} → {A.columns[j]}: {v:+d}'.replace('-', '−') if i != j else f'{A.index[i]} right: {v:+d}'.replace('-', '−'))
+        half = (len(lines)+1)//2
+        drop = -.1 if n > 25 else -.14 - .035*min(long, 14)*.55
+        axs[0].text(0, drop, '\n'.join(['largest changes, in images', *lines[:half]]), transform=axs[0].transAxes, va='top', fontsize=8.5)
+        axs[1].text(0, drop, '\n'.join(['(true → predicted)', *lines[half:]]), transform=axs[1].transAxes, va='top', fontsize=8.5)
+    handles = [plt.Line2D([], [], ls='', marker='o' if not small else 's', mfc='none', mec=COLORS[0], ms=9, mew=1.6, label='changed for the better'),
+               plt.Line2D([], [], ls='', marker='s', mfc='none', mec=COLORS[3], ms=9, mew=1.6, label='changed for the worse' + (' (dashed)' if small else ''))]
+    fig.legend(handles=handles, loc='outside upper right', ncols=2, fontsize=9)
+    return _describe(axs, f'Confusion matrices of {names[0]} ({np.trace(A.to_numpy())/max(A.to_numpy().sum(), 1):.2%} right) and {names[1]} ({np.trace(B.to_numpy())/max(B.to_numpy().sum(), 1):.2%} right) over {n} classes; {int((d != 0).sum())} cells changed. Largest changes: '
+                     + ('; '.join(f'{A.index[i]} {"right" if i == j else "taken for " + str(A.columns[j])} {v:+d}' for i, j, v in listed[:6]) or 'none') + '.')
+
+# %% ../nbs/02_plots.ipynb #c032
+def _published(x)->np.ndarray:
+    "Published accuracies in per cent; below 1 they are shares."
+    x = np.asarray(x, float)
+    return np.where(x < 1, 100*x, x)
+
+def _shares(x, what)->np.ndarray:
+    x = np.asarray(x, float)
+    if (x[np.isfinite(x)] > 1).any(): raise BadInput(f"{what}: {x[np.isfinite(x)].max():g} is no share; ours are between 0 and 1, not per cent")
+    return 100*x
+
+def _dots(ax, labels, ours, low, high, published, xlabel, title, joined):
+    labels = [_wrap(str(k), 42, 4) for k in labels]
+    lines = np.array([k.count('\n') + 1 for k in labels])
+    heights = .17*lines + .14
+    y = np.cumsum(heights) - heights/2
+    ax = _axes(ax, (7, heights.sum() + .95))
+    ok = np.isfinite(ours)
+    if joined: # dumbbell: the distance between the two is the message
+        for i in np.flatnonzero(ok & np.isfinite(published)): ax.plot([ours[i], published[i]], [y[i]]*2, color='#b5b5b5', lw=2.2, zorder=1)
+    band = np.isfinite(low) & np.isfinite(high)
+    ax.hlines(y[band], low[band], high[band], color=COLORS[0], lw=1.6, zorder=2)
+    ax.plot(low[band], y[band], '|', high[band], y[band], '|', color=COLORS[0], ms=6, zorder=2)
+    ax.plot(published, y, ls='', marker='D', ms=7, mfc='white', mec=COLORS[1], mew=1.7, label='published', zorder=3)
+    ax.plot(ours, y, ls='', marker='o', ms=7, color=COLORS[0], label='ours' + (', 95 % interval over seeds' if band.any() else ''), zorder=4)
+    ax.set_yticks(y, labels, fontsize=9); ax.set_ylim(heights.sum() + .02, -.02)
+    ax.set(xlabel=xlabel, title=title)
+    ax.grid(axis='y', visible=False); ax.tick_params(axis='y', length=0); ax.spines['left'].set_visible(False)
+    ax.margins(x=.06)
+    for x, v, color, head in ((38, ours, COLORS[0], 'ours'), (76, published, '#9a6400', 'publ.')): # points right of the axes
+        if not np.isfinite(v).any(): continue
+        for yi, vi in zip([*y, -.1], [*(f'{vi:.1f}' if np.isfinite(vi) else '–' for vi in v), head]):
+            ax.annotate(vi, (1, yi), (x, 0), xycoords=ax.get_yaxis_transform(), textcoords='offset points', ha='right', va='center', fontsize=9, color=GREY if vi == '–' else color,
+                        fontweight='bold' if vi == head else None, annotation_clip=False)
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.5/(heights.sum() + .1)), ncols=2)
+    return ax
+
+def _column(d, name):
+    return pd.to_numeric(d[name]).to_numpy(float) if name in d else np.full(len(d), np.nan)
+
+@_styled
+def plot_ladder(steps:pd.DataFrame, # index run; columns mean, low, high (shares), verdict
+                published:Mapping|None=None, # run → accuracy, per cent unless below 1
+                labels:Mapping|None=None, # run → what the step changes
+                metric:str='valid_accuracy', title:str='', ax=None):
+    "Steps of a ladder from top to bottom with intervals, beside the published numbers."
+    _need(steps, ['mean', 'low', 'high'], 'plot_ladder')
+    pub = _published([(published or {}).get(k, np.nan) for k in steps.index])
+    ours, low, high = (_shares(steps[c], 'plot_ladder') for c in ('mean', 'low', 'high'))
+    ax = _dots(ax, [(labels or {}).get(k, k) for k in steps.index], ours, low, high, pub, _label(metric), title, False)
+    verdicts = steps['verdict'] if 'verdict' in steps else pd.Series('', steps.index)
+    return _describe(ax, f'Ladder of {len(steps)} steps, {_label(metric)}: ' + '; '.join(
+        f'{k} {_said(o)}' + (f' ({l:.1f} to {h:.1f})' if np.isfinite(l) else '') + (f', published {p:.1f}' if np.isfinite(p) else '') + (f', {v}' if v else '')
+        for k, o, l, h, p, v in zip(steps.index, ours, low, high, pub, verdicts)) + '.')
+
+def _said(x)->str: return f'{x:.1f}' if np.isfinite(x) else 'not run'
+
+@_styled
+def plot_published(d:pd.DataFrame, # index name; columns ours (share), published (per cent unless below 1), low and high where there are seeds
+                   metric:str='valid_accuracy', title:str='', ax=None):
+    "Published and our numbers, joined by a line."
+    _need(d, ['ours', 'published'], 'plot_published')
+    ours, low, high = (_shares(_column(d, c), 'plot_published') for c in ('ours', 'low', 'high'))
+    pub = _published(_column(d, 'published'))
+    ax = _dots(ax, d.index, ours, low, high, pub, _label(metric), title, True)
+    return _describe(ax, f'Published against our {_label(metric)}: ' + '; '.join(f'{k} published {_said(p) if np.isfinite(p) else "nothing"}, ours {_said(o)}' for k, o, p in zip(d.index, ours, pub)) + '.')
+
+# %% ../nbs/02_plots.ipynb #c036
+def _name_points(ax, xs, ys, names, size=9):
+    "Write names beside points where they cover neither another name nor a point."
+    fig = ax.figure
+    fig.draw_without_rendering() # sizes are known after that only
+    renderer, frame = fig.canvas.get_renderer(), ax.get_window_extent()
+    dots = ax.transData.transform(np.c_[xs, ys])
+    taken = [mpl.transforms.Bbox.from_extents(x-9, y-9, x+9, y+9) for x, y in dots]
+    area = lambda a, b: max(0, min(a.x1, b.x1) - max(a.x0, b.x0))*max(0, min(a.y1, b.y1) - max(a.y0, b.y0))
+    spots = [(9, 0, 'left', 'center'), (-9, 0, 'right', 'center'), (0, 8, 'center', 'bottom'), (0, -8, 'center', 'top'), (7, 7, 'left', 'bottom'), (-7, 7, 'right', 'bottom'),
+             (7, -7, 'left', 'top'), (-7, -7, 'right', 'top'), (10, 18, 'left', 'bottom'), (10, -18, 'left', 'top'), (-10, 18, 'right', 'bottom'), (-10, -18, 'right', 'top')]
+    for i, ((x, y), name) in enumerate(zip(zip(xs, ys), names)):
+        best = None
+        for dx, dy, ha, va in spots:
+            t = ax.annotate(str(name), (x, y), (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=size)
+            box = t.get_window_extent(renderer)
+            over = sum(area(box, o) for k, o in enumerate(taken) if k != i) + 4*(box.width*box.height - area(box, frame))
+            if best is None or over < best[0]:
+                if best: best[1].remove()
+                best = (over, t, box)
+            else: t.remove()
+            if not best[0]: break
+        taken.append(best[2])
+
+@_styled
+def plot_tradeoff(d:pd.DataFrame, # a row a run
+                  x:str='train_seconds', # or parameters, macs: a column of positive numbers
+                  y:str='test_accuracy', # a column of shares
+                  label:str='run', group:str|None=None, # columns: name of a point, what its colour and marker stand for
+                  title:str='', ax=None):
+    "Accuracy against what it costs, log x."
+    _need(d, [x, y, label] + ([group] if group else []), 'plot_tradeoff')
+    d = d.dropna(subset=[x, y])
+    if d.empty or (d[x] <= 0).any(): raise BadInput(f"plot_tradeoff: column '{x}' needs positive numbers for a log axis" + (', and there are no rows' if d.empty else ''))
+    ax = _axes(ax, (7, 4.2))
+    ys = _shares(d[y], 'plot_tradeoff')
+    for i, (name, rows) in enumerate(d.assign(_y=ys).groupby(group, sort=False) if group else [('', d.assign(_y=ys))]):
+        ax.plot(rows[x], rows['_y'], ls='', marker=MARKERS[i%10], ms=7, color=COLORS[i%10], mec='white', mew=.6, label=name)
+    ax.set(xscale='log', xlabel={'train_seconds': 'training time (s)', 'seconds': 'training time (s)'}.get(x, _label(x)), ylabel=_label(y), title=title)
+    ax.xaxis.set_major_formatter(FuncFormatter(_si)); ax.xaxis.set_minor_formatter(NullFormatter())
+    if d[x].max() < 30*d[x].min(): ax.xaxis.set_major_locator(mpl.ticker.LogLocator(10, (1, 2, 5)))
+    ax.margins(.08, .1)
+    if group: ax.legend(loc='best')
+    _name_points(ax, d[x], ys, d[label])
+    return _describe(ax, f'{_label(y)} against {ax.get_xlabel()} on a log axis: ' + '; '.join(f'{n} {v:.1f} at {_si(c)}' for n, v, c in zip(d[label], ys, d[x])) + '.')
+
+# %% ../nbs/02_plots.ipynb #c040
+@_styled
+def plot_search(trials:pd.DataFrame, # a row a trial
+                value:str='max_valid_accuracy', # a column of shares; or per cent, as in the published tables
+                color:str|None='momentum', # a column for colour; none: one colour
+                lr:str='lr', title:str='', ax=None):
+    "Accuracy of each trial against its learning rate (log), coloured by momentum."
+    _need(trials, [lr, value] + ([color] if color else []), 'plot_search')
+    t = trials.dropna(subset=[lr, value])
+    if t.empty: raise BadInput("plot_search: no finished trial; run the search first")
+    v = t[value].to_numpy(float)*(1 if (t[value] > 1).any() else 100)
+    ax = _axes(ax, (7, 4))
+    if color:
+        s = ax.scatter(t[lr], v, c=t[color].astype(float), cmap='cividis', s=52, edgecolor=INK, linewidth=.5, zorder=3)
+        bar = ax.figure.colorbar(s, ax=ax, pad=.02); bar.set_label(color); bar.outline.set_visible(False)
+    else: ax.scatter(t[lr], v, color=COLORS[0], s=52, edgecolor='white', linewidth=.5, zorder=3)
+    b = int(v.argmax())
+    ax.plot(t[lr].iloc[b], v[b], marker='o', ms=15, mfc='none', mec=COLORS[3], mew=1.8, ls='', label=f'best: {v[b]:.1f} %', zorder=4)
+    ax.set(xscale='log', xlabel='learning rate', ylabel='best validation accuracy (%)', title=title)
+    ax.margins(.06, .1); ax.legend()
+    return _describe(ax, f'{len(t)} trials, best validation accuracy against learning rate on a log axis' + (f', coloured by {color}' if color else '') +
+                     f'. Best: {v[b]:.1f} per cent at learning rate {t[lr].iloc[b]:.3g}' + (f' and {color} {t[color].iloc[b]:.3g}' if color else '') + f'; worst {v.min():.1f} at {t[lr].iloc[int(v.argmin())]:.3g}.')
+
+@_styled
+def plot_best_so_far(searches:Mapping, # name → values of the trials in order (shares), or a list of such lists, one a repeat
+                     title:str='', ax=None):
+    "Best validation accuracy found after so many trials; mean and 95 % t interval over repeats."
+    from scipy.special import stdtrit
+    ax, said = _axes(ax, (7, 3.8)), []
+    for i, (name, runs) in enumerate(searches.items()):
+        runs = [runs] if np.ndim(runs[0]) == 0 else runs
+        n = min(map(len, runs))
+        best = np.maximum.accumulate([_shares(r[:n], 'plot_best_so_far') for r in runs], axis=1)
+        mean, x = best.mean(0), np.arange(1, n+1)
+        ax.step(x, mean, where='post', color=COLORS[i%10], ls=DASHES[i%10], lw=1.9, label=name + (f' (mean of {len(runs)})' if len(runs) > 1 else ''))
+        if len(runs) > 1:
+            half = stdtrit(len(runs)-1, .975)*best.std(0, ddof=1)/math.sqrt(len(runs))
+            ax.fill_between(x, np.maximum(mean-half, 0), np.minimum(mean+half, 100), step='post', color=COLORS[i%10], alpha=.18, lw=0)
+        said.append(f'{name} reaches {mean[-1]:.1f} after {n} trials, {mean[(n-1)//2]:.1f} after {(n-1)//2+1}')
+    ax.set(xlabel='trials', ylabel='best validation accuracy so far (%)', title=title)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.legend(loc='lower right')
+    return _describe(ax, 'Best validation accuracy so far against the number of trials: ' + '; '.join(said) + '.')
+
+# %% ../nbs/02_plots.ipynb #c044
+@_styled
+def plot_class_counts(counts, # index class; a Series, or a column a split
+                      title:str='', ax=None):
+    "Images in each class by split: bars up to 25 classes, beyond that a curve of the sorted counts with its extremes named."
+    d = counts.to_frame(counts.name or 'images') if isinstance(counts, pd.Series) else counts
+    n, total = len(d), d.sum(axis=1)
+    if not n: raise BadInput("plot_class_counts: no classes")
+    if n <= 25:
+        ax = _axes(ax, (7, .3*n + 1))
+        left = np.zeros(n)
+        for i, c in enumerate(d.columns):
+            ax.barh(range(n), d[c], left=left, color=COLORS[i], label=str(c), hatch=[None, '///', '...'][i%3], edgecolor='white', linewidth=.5)
+            left += d[c].to_numpy()
+        for y, v in enumerate(total): ax.text(v, y, f' {v:,.0f}', va='center', fontsize=9)
+        ax.set_yticks(range(n), d.index); ax.invert_yaxis(); ax.set(xlabel='images', title=title); ax.margins(x=.1)
+        ax.grid(axis='y', visible=False); ax.tick_params(axis='y', length=0)
+    else:
+        ax = _axes(ax, (7, 3.6))
+        order = total.sort_values(ascending=False, kind='stable').index
+        for i, c in enumerate(d.columns): ax.step(range(1, n+1), d.loc[order, c], where='mid', color=COLORS[i], ls=DASHES[i], lw=1.8, label=str(c))
+        ax.set(xlabel=f'{n} classes, most images first', ylabel='images', title=title); ax.set_ylim(0, None)
+        if total.min() < total.max(): ax.text(.99, .97, f'most: {order[0]} ({total[order[0]]:,.0f})\nfewest: {order[-1]} ({total[order[-1]]:,.0f})', transform=ax.transAxes, ha='right', va='top', fontsize=9)
+    if len(d.columns) > 1: ax.legend(**(dict(loc='lower left') if n > 25 else dict(loc='upper center', bbox_to_anchor=(.5, -.55/(.3*n + .3)), ncols=len(d.columns))))
+    most, least = total.idxmax(), total.idxmin()
+    return _describe(ax, f'Images in each of {n} classes: {int(total.sum()):,} in all, most in {most} ({int(total[most]):,}), fewest in {least} ({int(total[least]):,})'
+                     + (f'; by split {", ".join(f"{c} {int(d[c].sum()):,}" for c in d.columns)}' if len(d.columns) > 1 else '') + '.')
+
+@_styled
+def plot_schedule(histories, # history with epoch, lr and, where there are several, phase; or name → history
+                  title:str='', ax=None):
+    "Learning rate against epoch, log y where it spans more than a factor of ten; phases are divided by lines."
+    hs = {'run': histories} if isinstance(histories, pd.DataFrame) else histories
+    ax, said, every = _axes(ax, (7, 3.2)), [], []
+    for i, (name, h) in enumerate(hs.items()):
+        _need(h, ['epoch', 'lr'], f'history of {name}')
+        for k, (_, part) in enumerate(h.groupby('phase', sort=False) if 'phase' in h else [(1, h)]):
+            ax.plot(part['epoch'], part['lr'], color=COLORS[i%10], ls=DASHES[i%10], lw=1.8, marker='o' if len(h) <= 30 else None, ms=4, label=name if not k else None)
+        every += [v for v in h['lr'] if v > 0]
+        if len(hs) == 1 and 'phase' in h:
+            change = h['phase'].ne(h['phase'].shift()).to_numpy()
+            for e, p in zip(h['epoch'][change].iloc[1:], h['phase'][change].iloc[1:]):
+                ax.axvline(e-.5, color=GREY, lw=1, ls=':')
+                ax.text(e-.4, .98, f'phase {p}', transform=ax.get_xaxis_transform(), fontsize=8.5, color=GREY, va='top')
+        said.append(f'{name} starts at {h["lr"].iloc[0]:.3g}, is at most {h["lr"].max():.3g} and ends at {h["lr"].iloc[-1]:.3g}')
+    if every and max(every) > 10*min(every): ax.set_yscale('log')
+    ax.set(xlabel='epoch', ylabel='learning rate', title=title); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(hs) > 1: ax.legend()
+    return _describe(ax, 'Learning rate against epoch: ' + '; '.join(said) + '.')
+
+@_styled
+def plot_epoch_time(d:pd.DataFrame, # columns size (pixels a side), seconds (an epoch); optionally model
+                    published:pd.DataFrame|None=None, # the same columns
+                    title:str='', ax=None):
+    "Seconds an epoch against image size, both log; the grey line grows with the number of pixels."
+    _need(d, ['size', 'seconds'], 'plot_epoch_time')
+    ax, said, label = _axes(ax, (7, 3.8)), [], 'model' if 'model' in d else None
+    for i, (name, g) in enumerate(d.groupby(label, sort=False) if label else [('ours', d)]):
+        g = g.sort_values('size')
+        ax.plot(g['size'], g['seconds'], color=COLORS[i%10], marker=MARKERS[i%10], ls=DASHES[i%10], ms=6, lw=1.8, label=name)
+        said.append(f'{name} ' + ', '.join(f'{s:.3g} s at {z:g}' for z, s in zip(g['size'], g['seconds'])))
+    if published is not None and len(published):
+        _need(published, ['size', 'seconds'], 'published')
+        ax.plot(published['size'], published['seconds'], ls='', marker='D', ms=7, mfc='white', mec=COLORS[1], mew=1.7, label='published')
+        said.append('published ' + ', '.join(f'{s:.3g} s at {z:g}' for z, s in zip(published['size'], published['seconds'])))
+    z = np.array(sorted(d['size'].unique()), float)
+    start = d.loc[d['size'] == z[0], 'seconds'].mean()
+    if len(z) > 1: ax.plot(z, start*(z/z[0])**2, color=GREY, lw=1, ls='--', label='in proportion to pixels', zorder=1)
+    ax.set(xscale='log', yscale='log', xlabel='image size (pixels a side)', ylabel='seconds an epoch', title=title)
+    ticks = sorted({*z, *(published['size'] if published is not None else [])})
+    ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(_si))
+    ax.yaxis.set_major_locator(mpl.ticker.LogLocator(10, (1, 2, 5))); ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend()
+    return _describe(ax, 'Seconds an epoch against image size: ' + '; '.join(said) + '.')
+
+# %% ../nbs/02_plots.ipynb #c050
+@_styled
+def plot_class_scores(report:pd.DataFrame, # index class, with the three rows of averages; columns precision, recall, f1
+                      metric:str='f1', each:int=12, # so many lowest and highest beyond 25 classes
+                      title:str='', ax=None):
+    "A score of each class, best first."
+    _need(report, [metric], 'plot_class_scores')
+    s = report[metric].drop(['accuracy', 'macro avg', 'weighted avg'], errors='ignore').sort_values(ascending=False, kind='stable')
+    if s.empty: raise BadInput("plot_class_scores: no classes")
+    cut = len(s) > 25
+    shown = pd.concat([s.iloc[:each], s.iloc[-each:]]) if cut else s
+    y = np.arange(len(shown)) + (np.arange(len(shown)) >= each if cut else 0)
+    ax = _axes(ax, (7, .24*(len(shown) + cut) + .8))
+    ax.hlines(y, 0, 100*shown, color='#c9c9c9', lw=1.5)
+    ax.plot(100*shown, y, 'o', color=COLORS[0], ms=6.5)
+    for yi, v in zip(y, shown): ax.text(100*v + 1.5, yi, f'{100*v:.0f}', va='center', fontsize=9, path_effects=[mpl.patheffects.withStroke(linewidth=3, foreground='white')])
+    if cut: ax.text(1, each, f'… {len(s) - 2*each} classes between …', fontsize=9, color=GREY, va='center')
+    ax.axvline(100*s.mean(), color=GREY, lw=1, ls='--')
+    ax.text(100*s.mean(), -.9, f'mean {100*s.mean():.1f}', fontsize=9, color=GREY, ha='center', va='bottom')
+    ax.set_yticks(y, [str(k)[:40] for k in shown.index]); ax.set_ylim(max(y) + .7, -.8); ax.set_xlim(0, 106)
+    ax.set(xlabel={'f1': 'F1 (%)'}.get(metric, _label(metric))); ax.set_title(title, pad=16)
+    ax.grid(axis='y', visible=False); ax.tick_params(axis='y', length=0)
+    return _describe(ax, f'{metric.replace("f1", "F1")} of {len(s)} classes, mean {100*s.mean():.1f} per cent. Highest: ' + ', '.join(f'{k} {100*v:.0f}' for k, v in s.iloc[:3].items())
+                     + '. Lowest: ' + ', '.join(f'{k} {100*v:.0f}' for k, v in s.iloc[::-1].iloc[:3].items()) + '.')
+
+@_styled
+def plot_reliability(curves, # table with confidence, accuracy, images by bin; or name → table
+                     title:str='', ax=None):
+    "Accuracy against confidence; below the grey diagonal a model is surer than it should be. Larger dots hold more images."
+    curves = {'model': curves} if isinstance(curves, pd.DataFrame) else curves
+    ax, said = _axes(ax, (5, 4.6)), []
+    ax.plot([0, 100], [0, 100], color=GREY, lw=1, ls='--')
+    for i, (name, d) in enumerate(curves.items()):
+        _need(d, ['confidence', 'accuracy', 'images'], f'reliability of {name}')
+        gap = (d['confidence'] - d['accuracy']) @ d['images']/d['images'].sum()
+        ax.plot(100*d['confidence'], 100*d['accuracy'], color=COLORS[i%10], ls=DASHES[i%10], lw=1.5, label=name)
+        ax.scatter(100*d['confidence'], 100*d['accuracy'], s=12 + 160*d['images']/d['images'].sum(), color=COLORS[i%10], marker=MARKERS[i%10])
+        said.append(f'{name} is {abs(100*gap):.1f} points {"surer than it is right" if gap > 0 else "less sure than it is right"} on average')
+    ax.set(xlabel='confidence (%)', ylabel='accuracy (%)', title=title, xlim=(0, 102), ylim=(0, 102), aspect='equal')
+    if len(curves) > 1: ax.legend(loc='upper left')
+    return _describe(ax, 'Accuracy against confidence: ' + '; '.join(said) + '.')
