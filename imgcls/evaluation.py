@@ -6,7 +6,8 @@
 __all__ = ['TOP', 'TINY', 'MIN_SEEDS', 'predictions', 'of_split', 'confusion', 'classification_report', 'metrics',
            'accuracy_per_second', 'most_confused', 'highest_losses', 'probabilities', 'temperature', 'calibration',
            'reliability', 'Interval', 'interval', 'over_seeds', 'Gain', 'gain', 'holm', 'ladder', 'bootstrap',
-           'same_classes', 'same_images', 'McNemar', 'mcnemar', 'compare_frames', 'compare_runs', 'vote', 'average']
+           'same_classes', 'same_images', 'McNemar', 'mcnemar', 'compare_frames', 'compare_runs', 'vote', 'average',
+           'ensemble_table']
 
 # %% ../nbs/09_evaluation.ipynb #c003
 import functools, math, re
@@ -498,3 +499,25 @@ def average(frames:Mapping, # member → predictions over the same images, with 
     P = P/P.sum(1, keepdims=True) # 16-bit probabilities do not sum to one exactly
     (ref, *_) = f.values()
     return _build(ref['split'].to_numpy(), ref['id'].to_numpy(), t, P, _top(P, min(TOP, P.shape[1])), keep_probabilities)
+
+# %% ../nbs/09_evaluation.ipynb #c056
+def ensemble_table(members:Mapping, # member → predictions with valid and test
+                   ensembles:Mapping, # name → predictions of `vote` or `average` over them
+                   classes:list[str], split:str='test', choose:str='valid', # the best member is chosen here
+                  )->pd.DataFrame: # a row each: kind, accuracy, loss, macro_f1, chosen_on (accuracy there); for ensembles best, difference (to it), low, high, p, verdict
+    "Members and ensembles side by side, and each ensemble against the member that is best on `choose`."
+    everyone = {**members, **ensembles}
+    if len(everyone) != len(members) + len(ensembles): raise BadInput(f"ensemble_table: '{next(k for k in ensembles if k in members)}' is both a member and an ensemble; give it another name")
+    same_images(everyone)
+    on = {k: metrics(f, classes, choose)['accuracy'] for k, f in members.items()}
+    best = max(on, key=on.get) # the first of equal ones
+    rows = {}
+    for k, f in everyone.items():
+        m = metrics(f, classes, split)
+        rows[k] = dict(kind='member' if k in members else 'ensemble', accuracy=m['accuracy'], loss=m['loss'], macro_f1=m['macro_f1'], chosen_on=metrics(f, classes, choose)['accuracy'])
+        if k in members: continue
+        c = compare_frames(members[best], f, classes, split, (best, k))
+        shown = c['low'] > 0 or c['high'] < 0
+        rows[k] |= dict(best=best, difference=c['difference'], low=c['low'], high=c['high'], p=c['p'],
+                        verdict=f"{'more' if c['difference'] > 0 else 'fewer'} images right than {best}" if shown else f"no difference to {best} shown on these images")
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('model').rename(columns={'chosen_on': f'{choose}_accuracy'})

@@ -88,6 +88,13 @@ def test_calibration_error_by_hand():
     assert rel.images.tolist() == [2, 2] and rel.accuracy.tolist() == [1, .5]
     assert abs(rel.accuracy - rel.confidence) @ rel.images/4 == pytest.approx(ev.metrics(f, ['x', 'y'])['ece'])
 
+def test_bins_are_closed_on_the_right():
+    f = ev.predictions(list('abc'), [0, 0, 1], [[.5, .5], [.75, .25], [1., 0.]], 'test')
+    rel = ev.reliability(f, ['x', 'y'], bins=4)
+    assert rel.low.tolist() == [.25, .5, .75] and rel.high.tolist() == [.5, .75, 1.]
+    rel = ev.reliability(draw(500, 10)[0], names(10))
+    assert rel.images.sum() == 500 and ((rel.low < rel.confidence) & (rel.confidence <= rel.high)).all()
+
 
 # --- calibration
 
@@ -368,6 +375,31 @@ def test_average_is_the_mean_of_probabilities():
     assert (w.top1 == frames['a'].top1).all()
     frames['b'] = ev.predictions(ids, t, P[1], 'test')
     with pytest.raises(BadInput, match='b: this needs probabilities that were not kept'): ev.average(frames, names(12))
+
+def test_both_splits_go_through_an_ensemble():
+    t = {s: draw(80, 6, split=s)[2] for s in ('valid', 'test')}
+    def member(seed): return pd.concat([ev.predictions([f'{s}{i}' for i in range(80)], t[s], draw(80, 6, seed=seed)[1], s, True) for s in t], ignore_index=True)
+    m = {k: member(i) for i, k in enumerate('abc')}
+    both = dict(vote=ev.vote(m, names(6), 'a'), average=ev.average(m, names(6), 'valid'))
+    for e in both.values(): pd.testing.assert_frame_equal(e[['split', 'id', 'target']], m['a'][['split', 'id', 'target']])
+    table = ev.ensemble_table(m, both, names(6))
+    assert table.index.tolist() == [*'abc', 'vote', 'average'] and table.kind.tolist() == ['member']*3 + ['ensemble']*2
+    best = max('abc', key=lambda k: ev.metrics(m[k], names(6), 'valid')['accuracy'])
+    assert table.best['vote'] == best
+    for k in both:
+        assert table.accuracy[k] == ev.metrics(both[k], names(6), 'test')['accuracy']
+        assert table.difference[k] == pytest.approx(table.accuracy[k] - table.accuracy[best])
+        if table.low[k] <= 0 <= table.high[k]: assert table.verdict[k].startswith('no difference')
+        else: assert table.verdict[k].startswith('more' if table.difference[k] > 0 else 'fewer')
+    with pytest.raises(BadInput, match="'a' is both"): ev.ensemble_table(m, {'a': both['vote']}, names(6))
+
+def test_frames_from_a_file_work_like_those_in_memory(tmp_path):
+    a = draw(60, 7, seed=1, keep=True)[0]
+    b = ev.predictions(a.id, a.target, draw(60, 7, seed=2)[1], 'test', True)
+    for k, f in (('a', a), ('b', b)): f.to_parquet(tmp_path/f'{k}.parquet', index=False)
+    a2, b2 = (pd.read_parquet(tmp_path/f'{k}.parquet') for k in 'ab')
+    assert ev.metrics(a2, names(7)) == ev.metrics(a, names(7)) and ev.compare_frames(a2, b, names(7)) == ev.compare_frames(a, b2, names(7))
+    pd.testing.assert_frame_equal(ev.average({'a': a2, 'b': b2}, names(7)), ev.average({'a': a, 'b': b}, names(7)))
 
 
 # --- where it errs
