@@ -20,7 +20,7 @@ def test_same_numbers_again_and_after_a_kill(kw, tmp_path):
     whole = learner(p); out = fit(whole, p)
     class Killed(Exception): pass
     def kill(rows, total):
-        if len(rows) == 2: raise Killed
+        if len(rows) == 2: raise Killed('here')
     with pytest.raises(Killed): fit(learner(p), p, tmp_path, kill)
     rest = learner(p); resumed = fit(rest, p, tmp_path)
     assert resumed['notes']['resumed_after_epoch'] == 2
