@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXTENSIONS', 'ARCHIVES', 'SPLIT_NAMES', 'GIVEN', 'MAX_FILE', 'KNOWN', 'MADE', 'MAX_PIXELS', 'STORE_MAX', 'cache_root',
            'data_roots', 'Labelled', 'folder_layout', 'csv_layout', 'check_labels', 'Entry', 'Source', 'Known',
-           'find_source', 'to_rgb', 'square', 'read_image', 'Chunk', 'ImageData', 'load_data', 'Splits', 'split_data',
-           'prepare_data', 'data_fingerprint', 'check_dataset']
+           'find_source', 'to_rgb', 'square', 'read_image', 'Chunk', 'ImageData', 'load_data', 'synthetic_images',
+           'Splits', 'split_data', 'prepare_data', 'data_fingerprint', 'check_dataset']
 
 # %% ../nbs/03_data.ipynb #c003
 import csv, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, warnings, zipfile
@@ -637,6 +637,75 @@ def _digits(name:str, opts:dict)->Source:
 MADE['digits'] = _digits
 
 # %% ../nbs/03_data.ipynb #c039
+_COS = np.rint(127*np.cos(np.arange(1024)*(2*np.pi/1024))).astype(np.int16)
+
+def _wave(size, fx, fy, phase)->np.ndarray:
+    "Plane waves, -127..127: (n, size, size); `fx` and `fy` are turns of 1024 a pixel."
+    ar = np.arange(size, dtype=np.int32)
+    return _COS[((fy[:, None]*ar + phase[:, None])[:, :, None] + (fx[:, None]*ar)[:, None, :]) & 1023]
+
+def _hue(h)->np.ndarray: return _COS[(np.asarray(h)[:, None] + np.array([0, 341, 683])) & 1023] # (n, 3), a colour wheel
+
+def synthetic_images(cls:int, # number of the class
+                     n:int, size:int, # images, pixels a side
+                     seed:tuple=(0,), # of everything but the class
+                     noise:int=40, # grey levels
+                     world:int=0, # seed of what classes look like
+                    )->np.ndarray: # uint8 (n, size, size, 3)
+    "Pictures of one class."
+    c = np.random.RandomState([world, cls])
+    shape, angle, wavelength, hue, hue2 = c.randint(4), c.randint(1024), c.randint(5, 13), c.randint(1024), c.randint(1024)
+    rng = np.random.RandomState([world, cls, *seed])
+    r = lambda lo, hi: rng.randint(lo, hi, n).astype(np.int32)
+    def freq(a, wl): return _COS[a & 1023].astype(np.int32)*8//wl, _COS[(a-256) & 1023].astype(np.int32)*8//wl # 1016 = 127*8
+    # picture: a shape of half the side, about its middle third
+    rad, cx, cy = r(size//5, size//3+1), r(size//3, size-size//3), r(size//3, size-size//3)
+    ar = np.arange(size, dtype=np.int32)
+    dx, dy = np.abs(ar - cx[:, None])[:, None, :], np.abs(ar - cy[:, None])[:, :, None]
+    rad = rad[:, None, None]
+    if shape == 0: inside = dx*dx + dy*dy < rad*rad
+    elif shape == 1: inside = np.maximum(dx, dy)*5 < rad*4
+    elif shape == 2: inside = dx + dy < rad*5//4
+    else: inside = (dx*dx + dy*dy < rad*rad) & (dx*dx + dy*dy > rad*rad//5)
+    front = _wave(size, *freq(angle + r(-70, 71), wavelength), r(0, 1024))
+    back = (_wave(size, *freq(r(0, 1024), r(5, 25)), r(0, 1024)) + _wave(size, *freq(r(0, 1024), r(5, 25)), r(0, 1024)))//2
+    tint, tint2, ground = _hue(hue + r(-60, 61)), _hue(hue2 + r(-60, 61)), _hue(r(0, 1024))
+    out = rng.randint(-noise, noise+1, (n, size, size, 3), np.int16) if noise else np.zeros((n, size, size, 3), np.int16)
+    light = (r(100, 156))[:, None, None]
+    inside = inside[..., None]
+    # inside: two colours by the wave's sign and size; outside: the background's own colour
+    pos, neg = np.maximum(front, 0)[..., None], np.maximum(-front, 0)[..., None]
+    fig = (pos*(tint[:, None, None]//2) + neg*(tint2[:, None, None]//2)) >> 6
+    out += np.where(inside, fig, (back[..., None]*(ground[:, None, None]//2)) >> 6) + light[..., None].astype(np.int16)
+    return out.clip(0, 255).astype(np.uint8)
+
+_SYNTHETIC = dict(classes=100, size=64, train=150, test=20, seed=0, first=0, noise=40)
+_LIMITS = dict(classes=(2, 10**5), size=(4, 512), train=(2, 10**8), test=(1, 10**8), seed=(0, 2**31), first=(0, 2**31), noise=(0, 127))
+
+def _synthetic(name:str, opts:dict, defaults:dict=_SYNTHETIC)->Source:
+    o = dict(defaults)
+    for k, v in opts.items():
+        if k not in o: raise BadInput(f"dataset: {name}: unknown option '{k}'{nearest(k, o)}; allowed: {', '.join(o)}")
+        lo, hi = _LIMITS[k]
+        if not re.fullmatch(r'\d+', v) or not lo <= int(v) <= hi: raise BadInput(f"dataset: {name}: {k}={v} is not allowed; a whole number from {lo} to {hi} is needed")
+        o[k] = int(v)
+    def arrays():
+        def chunks(block=256):
+            for split in ('train', 'test'):
+                for c in range(o['classes']):
+                    for at in range(0, o[split], block):
+                        n = min(block, o[split]-at)
+                        x = synthetic_images(o['first']+c, n, o['size'], (split == 'test', at), o['noise'], o['seed'])
+                        yield x, np.full(n, c), [f'{split}/{classes[c]}/{at+i:07d}' for i in range(n)], split
+        classes = [f"c{o['first']+c:05d}" for c in range(o['classes'])]
+        return classes, o['classes']*(o['train']+o['test']), chunks()
+    return Source(name, _sha('synthetic', 1, *sorted(o.items())), arrays=arrays)
+
+MADE['synthetic'] = _synthetic
+MADE['synthetic-a'] = lambda name, opts: _synthetic(name, opts, dict(_SYNTHETIC, classes=10, size=32, train=100, test=30))
+MADE['synthetic-b'] = lambda name, opts: _synthetic(name, opts, dict(_SYNTHETIC, classes=10, size=32, train=100, test=30, first=10))
+
+# %% ../nbs/03_data.ipynb #c043
 def _mix(x:np.ndarray)->np.ndarray:
     "splitmix64: uint64 → uint64, well mixed."
     with np.errstate(over='ignore'):
@@ -727,7 +796,7 @@ def split_data(data:ImageData, p:Params)->Splits:
     for a in (train, valid, test): h.update(a.astype('<i8').tobytes()); h.update(b'|')
     return Splits(train, valid, test, h.hexdigest()[:32], dropped, notes)
 
-# %% ../nbs/03_data.ipynb #c042
+# %% ../nbs/03_data.ipynb #c046
 def prepare_data(p:Params # resolved
                 )->tuple[ImageData, Splits]:
     "The images and splits of a run."

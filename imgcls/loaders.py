@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['GATHERED', 'ORDER', 'NORMS', 'pack', 'gather', 'to_float', 'resident_limit', 'Store', 'draw', 'resize_crop', 'rotate',
            'gray', 'gamma', 'jitter', 'grayscale', 'cutout', 'apply', 'draw_mix', 'mix', 'Item', 'ImageSet',
-           'epoch_seed', 'ResidentDL', 'pick_device', 'pixel_stats', 'class_weights', 'Loaders', 'dataloaders']
+           'one_thread', 'epoch_seed', 'ResidentDL', 'pick_device', 'pixel_stats', 'class_weights', 'Loaders',
+           'dataloaders']
 
 # %% ../nbs/05_loaders.ipynb #c003
 import math, mmap, os, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +275,15 @@ class ImageSet:
         return ImageSet(Store(out, np.arange(len(out)), self.store.r), None, self.vocab, 1)
 
 # %% ../nbs/05_loaders.ipynb #c021
+@contextmanager
+def one_thread(dev:torch.device):
+    "On the CPU, run without torch's worker threads: a batch is 0.1 ms of work a step, and on a busy machine waiting for a second thread costs thirty times that."
+    n = torch.get_num_threads()
+    if dev.type != 'cpu' or n == 1: yield; return
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(n)
+
 def epoch_seed(seed:int, epoch:int)->int:
     "One number from both, well apart for neighbours."
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -326,7 +337,7 @@ class ResidentDL(TfmdDL):
         cuts = [slice(s, s+self.bs) for s in range(0, len(self)*self.bs, self.bs)]
         further = len(self.after_batch.fs) > 1
         for b, (i, s, px) in enumerate(self._fetched(pos, cuts, flat, dev)):
-            x = self.make(px, i, {k: v[s] for k, v in d.items()}, pos[s].to(dev), {k: v[b] for k, v in per_batch.items()})
+            with one_thread(dev): x = self.make(px, i, {k: v[s] for k, v in d.items()}, pos[s].to(dev), {k: v[b] for k, v in per_batch.items()})
             yield self.after_batch(x) if further else x
         self.after_iter()
 
