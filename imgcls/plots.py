@@ -181,7 +181,8 @@ def plot_confusion(cm:pd.DataFrame, # (C,C) counts, rows true, columns predicted
     c = cm.iloc[order, order]
     m = c.to_numpy(float)
     share = m/np.maximum(m.sum(1, keepdims=True), 1)
-    pairs = _pairs(c, names)
+    at = np.argsort(order) # pairs are ranked in the given order of classes, as in evaluation.most_confused
+    pairs = [(at[i], at[j], count, part) for i, j, count, part in _pairs(cm, names)]
     if ax is None: ax = plt.subplots(figsize=(7, 5.9 if small else 7))[1]
     # errors are a few per cent: the square root keeps them visible beside the diagonal
     im = ax.imshow(np.ma.masked_where(m == 0, share), cmap=_RAMP, norm=mpl.colors.PowerNorm(.5, 0, 1), interpolation='nearest', aspect='equal')
@@ -227,7 +228,7 @@ def show_images(images, # uint8 (N,H,W,3) or (N,H,W)
     if len(titles) != n: raise BadInput(f"show_images: {len(titles)} titles for {n} images; one each is needed")
     ncols = ncols or math.ceil(n/math.ceil(n/(7 if n > 10 else 5))) # rows of equal length
     nrows, side = math.ceil(n/ncols), min(7/ncols, 1.9)
-    chars = max(8, int(side*100/6.3)) # a character of 8.5 points is 6.3 pixels wide
+    chars = max(8, int(side*100/7)) # a character of 8.5 points is at most 7 pixels wide, but for m and w
     titles = ['\n'.join(_wrap(line, chars) for line in t.split('\n')) for t in titles]
     lines = max(t.count('\n') + 1 for t in titles) if any(titles) else 0
     fig, axs = plt.subplots(nrows, ncols, figsize=(side*ncols, (side*images.shape[1]/images.shape[2] + .16*lines + .05)*nrows + (.3 if title else 0)), squeeze=False)

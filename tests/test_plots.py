@@ -145,6 +145,9 @@ def test_large_confusion_names_the_most_confused_and_is_a_reordering(n):
     off = (cm.to_numpy()*(1-np.eye(n, dtype=int)))
     i, j = np.unravel_index(off.argmax(), off.shape)
     assert f'{off[i, j]} (' in words and words.count('→') == 9 # eight pairs and the heading
+    from imgcls.evaluation import most_confused
+    table = most_confused(cm, 8) # ties are broken alike in table and figure
+    for k, r in enumerate(table.itertuples()): assert f'{k+1}  {r.true} → {r.predicted}: {r.images} (' in words
     rings = [l for l in ax.lines if l.get_marker() == 'o']
     assert len(rings) == 8 and all(m[int(l.get_ydata()[0]), int(l.get_xdata()[0])] > 0 for l in rings)
 
