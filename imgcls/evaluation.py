@@ -373,6 +373,8 @@ def same_classes(classes:Mapping # name → class names
         raise BadInput(f"{first} and {name} have other classes: class {i} is {word(ref)} in {first} ({len(ref)} classes) and {word(c)} in {name} ({len(c)} classes); only runs over the same classes can be put together")
     return ref
 
+def _equal(a, b): return a.equals(b) if a.dtype == b.dtype else bool((np.asarray(a) == np.asarray(b)).all()) # the first is 20 times quicker
+
 def same_images(frames:Mapping # name → predictions
                )->dict: # name → predictions, rows in the order of the first
     "The frames with rows in the same order; `BadInput` names the first image or label that differs."
@@ -382,7 +384,7 @@ def same_images(frames:Mapping # name → predictions
     for name, f in others:
         for col in ('split', 'id', 'target'):
             if col not in f or col not in ref: raise BadInput(f"{name if col not in f else first}: predictions without column '{col}'")
-        same = len(f) == len(ref) and all((f[c].to_numpy() == ref[c].to_numpy()).all() for c in ('id', 'split'))
+        same = len(f) == len(ref) and all(_equal(f[c].array, ref[c].array) for c in ('id', 'split'))
         if not same:
             keys = {k: pd.MultiIndex.from_arrays([x['split'], x['id']]) for k, x in ((first, ref), (name, f))}
             for k, index in keys.items():
@@ -409,9 +411,11 @@ class McNemar(NamedTuple):
 
 def mcnemar(a:pd.DataFrame, b:pd.DataFrame, split:str|None=None, names:tuple=('a', 'b'))->McNemar:
     "Do two trained models differ on these images? Exact, two-sided."
-    from scipy.special import bdtr
     f = same_images({names[0]: of_split(a, split), names[1]: of_split(b, split)})
-    right = [(x['top1'].to_numpy() == x['target'].to_numpy()) for x in f.values()]
+    return _mcnemar(*(x['top1'].to_numpy() == x['target'].to_numpy() for x in f.values()))
+
+def _mcnemar(*right):
+    from scipy.special import bdtr
     n_a, n_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     p = 1. if n_a == n_b else min(1., 2*float(bdtr(min(n_a, n_b), n_a+n_b, .5)))
     return McNemar(n_a, n_b, p, len(right[0]))
@@ -422,10 +426,11 @@ def compare_frames(a:pd.DataFrame, b:pd.DataFrame, classes:list[str], split:str|
     McNemar's `p`, the share on which they `agree`, and `about`, which says what this does not show."""
     f = list(same_images({n: of_split(x, split) for n, x in zip(names, (a, b))}).values())
     (t, pa, _), (_, pb, _) = (_arrays(x, classes, split) for x in f)
-    d = ((pb == t).astype(np.float32) - (pa == t))[None]
-    low, high = np.quantile(_resampled(d, len(t), resamples, seed)/len(t), [.5-level/2, .5+level/2])
-    m = mcnemar(*f, names=names)
-    return dict(images=len(t), accuracy_a=float((pa == t).mean()), accuracy_b=float((pb == t).mean()), difference=float(d.mean(dtype=np.float64)), low=float(low), high=float(high),
+    m, n = _mcnemar(pa == t, pb == t), len(t)
+    # of the images drawn, only how many are right in a alone and in b alone matters: drawing those two counts is the same, and far quicker
+    drawn = np.random.default_rng(seed).multinomial(n, [m.only_a/n, m.only_b/n, 1 - (m.only_a + m.only_b)/n], size=resamples)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0])/n, [.5-level/2, .5+level/2])
+    return dict(images=n, accuracy_a=float((pa == t).mean()), accuracy_b=float((pb == t).mean()), difference=(m.only_b - m.only_a)/n, low=float(low), high=float(high),
                 only_a=m.only_a, only_b=m.only_b, p=m.p, agree=float((pa == pb).mean()), about=m.about)
 
 # %% ../nbs/09_evaluation.ipynb #c046

@@ -259,6 +259,15 @@ def test_compare_frames():
     assert (c['accuracy_a'], c['accuracy_b'], c['difference'], c['only_a'], c['only_b'], c['agree']) == (.6, .6, 0, 1, 1, .4)
     assert c['low'] <= 0 <= c['high'] and 'not two methods' in c['about']
 
+def test_difference_over_images_equals_a_paired_bootstrap():
+    from scipy import stats
+    a = draw(500, 5, seed=1, skill=1)[0]
+    b = ev.predictions(a.id, a.target, draw(500, 5, seed=1, skill=1.4)[1], 'test')
+    c = ev.compare_frames(a, b, names(5), resamples=9000)
+    d = (b.top1 == b.target).to_numpy(float) - (a.top1 == a.target)
+    ci = stats.bootstrap((d,), np.mean, n_resamples=9000, method='percentile', random_state=0).confidence_interval
+    assert c['difference'] == pytest.approx(d.mean()) and (c['low'], c['high']) == pytest.approx(tuple(ci), abs=.0045)
+
 def test_compare_runs_pairs_seeds():
     a = {s: draw(200, 5, seed=0, skill=1)[0] for s in range(3)}
     b = {s: ev.predictions(a[0].id, a[0].target, draw(200, 5, seed=s, skill=0)[1], 'test') for s in (0, 1, 7)}
