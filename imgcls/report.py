@@ -6,7 +6,7 @@
 __all__ = ['percent', 'number', 'link', 'seed_page', 'run_page', 'html_table', 'Runs', 'Book', 'published', 'missing', 'question',
            'answer', 'versus', 'how_far', 'curves', 'best_confusion', 'best_report', 'provenance', 'front',
            'front_figure', 'contents', 'optimizers_answer', 'optimizers_published', 'environments', 'datasets',
-           'settings', 'commit_url', 'stage_runs', 'book_key', 'pages', 'build_book', 'check_site', 'build_report']
+           'settings', 'commit_url', 'stage_runs', 'book_key', 'pages', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import concurrent.futures as cf, functools, hashlib, html, json, math, os, re, shutil, subprocess, sys, time
@@ -141,7 +141,7 @@ class Book:
         for s in self.studies:
             b, study = self.best(s), self.study(s)
             page = f'{s}.html'
-            if b is None: rows[link(study.title or s, page)] = ['–', f'<span class="missing">not run: <code>imgcls run {s} --profile {self.profile}</code></span>', '–', '–', '–', '–']; continue
+            if b is None: rows[link(study.title or s, page)] = ['<span class="missing">not run</span>', *['–']*5]; continue
             r = b.records[0]
             rows[link(study.title or s, page)] = [link(b.run, run_page(s, b.run)), b.cell(), html.escape(r.data.name), number(r.model.parameters), number(b.timing('train_seconds')), str(len(b.seeds))]
         df = pd.DataFrame.from_dict(rows, orient='index', columns=['best run on valid', 'test accuracy %', 'data', 'parameters', 'training s', 'seeds'])
@@ -495,11 +495,3 @@ def check_site(site:Path)->list[str]:
             if target.is_dir(): target = target/'index.html'
             if not target.exists(): problems.append(f'{f.relative_to(Path(site).resolve())}: {tag} {url} leads nowhere')
     return problems
-
-# %% ../nbs/13_report.ipynb #c027
-def build_report(profile:str='quick', run:bool=True, out:Path|None=None, **kw)->Path:
-    "Run what the profile lacks, then build its book; returns the front page's path."
-    if run:
-        from imgcls.runner import plan, run as run_plan
-        run_plan(plan([], profile=profile), **kw)
-    return build_book(profile, out)
