@@ -310,12 +310,21 @@ def min_size(arch:str, **arch_args)->int: # pixels a side
     while hi-lo > 1: lo, hi = (lo, m) if works(m := (lo+hi)//2) else (m, hi)
     return hi
 
-def check_size(arch:str, arch_args:dict, size:int)->None:
-    "`BadInput` names the layer and the smallest size that works when `arch` cannot take images of `size` pixels a side."
-    try: meta_model(arch, 2, size, **arch_args)
+def check_size(arch:str, arch_args:dict,
+               size:int,      # pixels a side that the network is built for
+               others:tuple=(), # sizes of phases
+              )->None:
+    "`BadInput` when `arch` cannot take these images: it names the layer and the smallest size, or says that the network serves one size only."
+    try:
+        model = meta_model(arch, 2, size, **arch_args)
+        for size in others: trace_shapes(model, size)
     except TooSmall as e:
         raise BadInput(f"size: {size} pixels are too few for {arch}: nothing is left at its layer {e.layer}; "
                        f"the smallest size that works is {min_size(arch, **arch_args)}") from None
+    except RuntimeError:
+        if size not in others: raise # not a matter of phases
+        raise BadInput(f"phases: size {size}: {arch} flattens its last map and serves just the size it was built for; "
+                       f"leave the phases' size out, or use a network that averages, like resnet18") from None
 
 def build_model(arch:str,    # a name in `NETWORKS`
                 classes:int, # outputs

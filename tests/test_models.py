@@ -64,6 +64,13 @@ def test_size_that_works_at_the_first_layers_only_is_found_without_training():
     with pytest.raises(BadInput, match='layer block4.pool; the smallest size that works is 76'): check_size('cnn4', {}, 75)
 
 
+def test_a_size_for_a_phase_that_the_network_was_not_built_for():
+    check_size('resnet18', {}, 64, others=(32, 96))
+    check_size('vgg', {}, 64, others=(32,))
+    with pytest.raises(BadInput, match='phases: size 64: convnet flattens'): check_size('convnet', {}, 32, others=(64,))
+    with pytest.raises(BadInput, match='size: 4 pixels are too few for vgg: .* block3.pool; the smallest size that works is 8'): check_size('vgg', {}, 64, others=(4,))
+
+
 def test_other_torch_errors_are_not_taken_for_small_images():
     wrong = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(5, 2))
     with pytest.raises(RuntimeError): trace_shapes(wrong, 32)
