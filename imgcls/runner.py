@@ -8,7 +8,7 @@ __all__ = ['DATA_KEYS', 'Fingerprints', 'State', 'record_digest', 'lock_file', '
            'Board', 'Outcome', 'run', 'status', 'drift']
 
 # %% ../nbs/11_runner.ipynb #c003
-import contextlib, functools, hashlib, itertools, json, logging, os, re, shutil, signal, socket, statistics, sys, threading, time, uuid
+import contextlib, functools, hashlib, importlib, itertools, json, logging, os, re, shutil, signal, socket, statistics, sys, threading, time, uuid
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -273,7 +273,7 @@ class _Watch(threading.Thread):
     def __init__(self, job:dict, tmp:Path):
         super().__init__(daemon=True)
         self.job, self.tmp, self.reason, self.process, self.cell, self.cells, self.first_cell = job, tmp, None, None, 0, 0, None
-        self.t0, self._over = time.monotonic(), threading.Event()
+        self.t0, self.clock, self._over = time.monotonic(), None, threading.Event()
         self.start()
 
     def __enter__(self): return self
@@ -281,6 +281,7 @@ class _Watch(threading.Thread):
 
     def at(self, cell:int, cells:int):
         "Called as a cell starts: what `imgcls status` shows."
+        if cell == 1: self.clock = time.monotonic() # a timeout is for the notebook, not for waiting for a kernel
         self.cell, self.cells = cell, cells
         (self.tmp/'.cell.json').write_text(json.dumps(dict(cell=cell, cells=cells, pid=os.getpid(), host=socket.gethostname(), started=self.job['started'])))
 
@@ -291,8 +292,9 @@ class _Watch(threading.Thread):
 
     def _why(self):
         timeout, share = self.job.get('timeout'), self.job.get('memory')
+        if self.process is not None and self.process.poll() is not None: return None # it ended by itself
         if not Path(self.job['alive']).exists(): return 'stopped'
-        if timeout and time.monotonic() - self.t0 > timeout: return f'timed out after {duration(timeout)}'
+        if timeout and self.clock and time.monotonic() - self.clock > timeout: return f'timed out after {duration(timeout)}'
         if share and self.process is not None:
             import psutil
             if psutil.virtual_memory().available > .04*psutil.virtual_memory().total: return None
@@ -388,12 +390,12 @@ _LEASE = None
 def _warm(job:dict, env:dict)->list[str]|None:
     "The command of a warm kernel, its parent kept alive by this process; None for a plain one."
     global _LEASE
-    from imgcls import kernels
-    if job['kernel'] == 'plain' or not kernels.can_fork(): return None
+    from imgcls import warm
+    if job['kernel'] == 'plain' or not warm.can_fork(): return None
     try:
-        if not kernels.leased(_LEASE): _LEASE = kernels.lease(env=env)
+        if not warm.leased(_LEASE): _LEASE = warm.lease(env=env)
     except OSError: return None # no parent can be had: a plain kernel needs none
-    return kernels.kernel_argv()
+    return warm.kernel_argv()
 
 def _tidy(notebook:Path, template:str):
     "Take this machine's paths out of an executed notebook."
@@ -510,8 +512,7 @@ def _slot_init(parent:int):
 
 def _module():
     "This room as other processes import it, also where a notebook defines it anew."
-    import imgcls.runner
-    return imgcls.runner
+    return importlib.import_module('imgcls.runner')
 
 class LocalSlots:
     "`n` processes on this machine."
@@ -611,8 +612,8 @@ def run(plan:Plan,
     out = Outcome()
     if not plan.todo: return out
     if kernel == 'warm':
-        from imgcls import kernels
-        if not kernels.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
+        from imgcls import warm
+        if not warm.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
     alive, stop = _open_store(), []
     slots = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo)))
     work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n)),
