@@ -425,7 +425,7 @@ def _execute(job, p, folder, out)->dict:
     tmp, failed = tmp_dir(folder), failed_dir(folder)
     if _rescue(tmp, folder, p): return out('done', rescued=True, **_outcome(folder))
     state = examine(p, inputs=job['inputs']) if folder.exists() else State('missing')
-    if state.name == 'done' and not (job['force'] and state.record.started < job['planned']): return out('skipped', **_outcome(folder))
+    if state.name == 'done' and not (job['force'] and _stamp(state.record) == job['seen']): return out('skipped', **_outcome(folder))
     if not tmp.exists() and (failed/'.resume').exists(): os.rename(failed, tmp) # ended from outside: its checkpoint is good
     begin_record(p)
     for name in ('record.json', 'run.ipynb', '.resume'): (tmp/name).unlink(missing_ok=True)
@@ -456,6 +456,10 @@ def _execute(job, p, folder, out)->dict:
     commit_record(tmp, folder, notebook=True)
     if failed.exists(): shutil.rmtree(failed)
     return out('done', **seen, **_outcome(folder))
+
+def _stamp(record:Record|None)->str:
+    "Which record it is: how a runner that was told to run again knows that another has just done so. Clocks are not compared."
+    return f'{record.started} {record.ended} {record.key}' if record else ''
 
 def _outcome(folder:Path)->dict:
     r = read_record(folder)
@@ -537,7 +541,7 @@ class DaskSlots:
     def __init__(self, address:str, n:int|None=None):
         try: from distributed import Client
         except ImportError: raise BadInput("--cluster needs Dask: pip install 'imgcls[cluster]'") from None
-        try: self.client = Client(address, timeout=10, set_as_default=False)
+        try: self.client = Client(address, timeout=5, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as e: raise BadInput(f'--cluster {address}: no scheduler answers there ({_first_line(str(e)) or type(e).__name__}); start one with: dask scheduler') from None
         self.pool, self._n = self.client.get_executor(pure=False), n
     @property
@@ -553,7 +557,7 @@ def _payload(job:Job, jobs:dict, alive:Path, **kw)->dict:
     "A job as plain values."
     params = job.p.model_dump(mode='json', exclude_unset=True)
     return dict(id=job.id, params=params, force=job.forced, inputs=_inputs(jobs, job.needs), alive=str(alive), code=code_hash(job.p.template),
-                planned=now(), cwd=os.getcwd(), env={k: v for k, v in os.environ.items() if k.startswith('IMGCLS_')} |
+                seen=_stamp(job.state.record), cwd=os.getcwd(), env={k: v for k, v in os.environ.items() if k.startswith('IMGCLS_')} |
                 dict(IMGCLS_PROJECT=str(project_root()), IMGCLS_RESULTS=str(results_root())), **kw)
 
 # %% ../nbs/11_runner.ipynb #c030
@@ -738,6 +742,7 @@ def status(requests=(), # studies, runs or files; none: every study
 def _remaining(p:Params, at:dict)->float|None:
     "Seconds a running seed still takes: by its epochs, else by what it is expected to take."
     from datetime import datetime
+    if 'seconds_left' in at: return at['seconds_left']
     try: gone = time.time() - datetime.fromisoformat(at['started']).timestamp()
     except (KeyError, ValueError): return None
     if at.get('epochs') and at.get('epoch'): return max(0., gone*(at['epochs'] - at['epoch'])/at['epoch'])

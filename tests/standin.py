@@ -21,6 +21,7 @@ print('checked', p.name)""",
 """tmp, started = begin_record(p), now()
 state = dict(epoch=0, value=0.)
 if (tmp/'checkpoint.json').exists(): state = json.loads((tmp/'checkpoint.json').read_text())
+print('began at', state['epoch'])
 while state['epoch'] < p.epochs: # 'training': what an epoch gives depends on the seed, the epoch and what came before
     time.sleep(float(os.environ.get('STANDIN_EPOCH', 0)))
     state = dict(epoch=state['epoch'] + 1, value=state['value']*p.momentum + p.lr*(p.seed + state['epoch'] + 1))
