@@ -37,7 +37,7 @@ def nearest(name:str, # what was given
     return f" (did you mean '{near[0]}'?)" if near else ''
 
 # %% ../nbs/00_params.ipynb #c010
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     "SafeLoader that reads `1e-3` as a number and refuses duplicate keys."
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -228,8 +228,9 @@ def plan(requests=(), # studies, runs or files; none: every study
         study = _entry(p)[0]
         return list(seeds) if seeds is not None else study.seeds_for(profile) if study else [p.seed]
 
+    read = functools.cache(lambda name: load_params(name, profile, **(overrides or {})))
     def add(name, seed, requested, path=()):
-        p = load_params(name, profile, **(overrides or {}), seed=seed)
+        p = read(name).model_copy(update=dict(seed=seed))
         if p.profile != profile: raise BadInput(f'{profile_file(profile)}: profile: must be {profile!r}')
         id = f'{p.study}/{p.run}/s{p.seed}'
         if id in path: raise BadInput(f"params/{p.study}/study.yaml: depends_on goes in a circle: {' → '.join([*path, id])}")
@@ -253,10 +254,8 @@ def plan(requests=(), # studies, runs or files; none: every study
         jobs[id] = Job(p, state, needs, expected_minutes(p, state) if todo else None, todo, force and requested)
         return id
 
-    wanted = [(n, load_params(n, profile, **(overrides or {}))) for n in names]
-    turns = [own_seeds(p) for _, p in wanted]
-    for turn in itertools.zip_longest(*turns):
-        for (name, _), seed in zip(wanted, turn):
+    for turn in itertools.zip_longest(*[own_seeds(read(n)) for n in names]):
+        for name, seed in zip(names, turn):
             if seed is not None: add(name, seed, True)
     return Plan(list(jobs.values()), profile)
 
