@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .loaders import dataloaders, pick_device
-from .models import build_model
+from .models import build_model, init_whitening, needs_whitening
 from .params import BadInput, Params, Phase
 from .records import write_atomic
 
@@ -190,7 +190,7 @@ class Measure(Callback):
     def after_validate(self): self.valid_scores = self._read()
     def close_epoch(self, lr:float)->bool:
         "Add the epoch's row; whether it is the best so far."
-        self.rows.append(dict(epoch=len(self.rows), phase=self.phase, lr=lr, train_loss=self.train_scores[0], train_accuracy=self.train_scores[1],
+        self.rows.append(dict(epoch=len(self.rows) + 1, phase=self.phase, lr=lr, train_loss=self.train_scores[0], train_accuracy=self.train_scores[1],
                               valid_loss=self.valid_scores[0], valid_accuracy=self.valid_scores[1], seconds=self.seconds))
         better = self.best is None or self.valid_scores[1] > self.rows[self.best]['valid_accuracy']
         if better: self.best = len(self.rows) - 1
@@ -235,6 +235,7 @@ def learner(p:Params, # resolved
     dls = dataloaders(p) if dls is None else dls
     seed_everything(p.seed)
     model = build_model(p.arch, dls.c, dls.train.size, **p.arch_args).to(device)
+    if needs_whitening(model): init_whitening(model, dls.train.new(shuffle=False, drop_last=False, bs=512).one_batch()[0])
     if p.channels_last: model = model.to(memory_format=torch.channels_last)
     dtype = pick_dtype(p, device)
     cbs = [] if dtype == torch.float32 else [Autocast(device.type, dtype)]
@@ -409,7 +410,7 @@ def fit(learn:Learner, # from `learner(p)`
     finally: learn.remove_cbs(cbs)
     if keeper.kept is not None: learn.model.load_state_dict(keeper.kept)
     seconds = sum(r['seconds'] for r in measure.rows)
-    return dict(rows=measure.rows, best_epoch=measure.best, status='done' if measure.diverged_at is None else 'diverged', train_seconds=seconds,
+    return dict(rows=measure.rows, best_epoch=None if measure.best is None else measure.best + 1, status='done' if measure.diverged_at is None else 'diverged', train_seconds=seconds,
                 total_seconds=time.perf_counter() - t0, trained=trained, notes=notes,
                 images_per_second=len(measure.rows)*len(learn.dls.train)*learn.dls.train.bs/seconds if seconds else None)
 

@@ -29,7 +29,7 @@ def fake_record(root:Path, study:str, run:str, seed:int=0, accuracy:float=.7, pr
         frames.append(predictions([f'{split}/{CLASSES[c]}/{i}.png' for i, c in enumerate(t)], t, P, split, p.keep_probabilities))
     frame = pd.concat(frames, ignore_index=True)
     epochs = 3
-    hist = pd.DataFrame(dict(epoch=range(epochs), phase=0, lr=1e-3, train_loss=[2., 1.5, 1.], train_accuracy=[.2, .4, accuracy], valid_loss=[2., 1.6, 1.2],
+    hist = pd.DataFrame(dict(epoch=range(1, epochs + 1), phase=0, lr=1e-3, train_loss=[2., 1.5, 1.], train_accuracy=[.2, .4, accuracy], valid_loss=[2., 1.6, 1.2],
                              valid_accuracy=[accuracy/3, accuracy/2, accuracy], seconds=1.))
     folder = begin_record(p, root)
     hist.to_csv(folder/'history.csv', index=False); frame.to_parquet(folder/'predictions.parquet', index=False)
@@ -38,7 +38,7 @@ def fake_record(root:Path, study:str, run:str, seed:int=0, accuracy:float=.7, pr
     write_record(folder, Record(study=study, run=run, seed=seed, profile=profile, status='done', key=p.key, params=p.as_dict(),
         data=DataInfo(name=p.dataset, fingerprint='0'*16, classes=CLASSES, images={s: images for s in counts}, class_counts=counts),
         model=ModelInfo(arch=p.arch, parameters=123456, macs=1000, trained=[123456]),
-        metrics=scores | dict(best_epoch=2, max_valid_accuracy=accuracy, last_train_accuracy=accuracy), timing=Timing(train_seconds=3., total_seconds=4., images_per_second=100.),
+        metrics=scores | dict(best_epoch=3, max_valid_accuracy=accuracy, last_train_accuracy=accuracy), timing=Timing(train_seconds=3., total_seconds=4., images_per_second=100.),
         env=dict(python='3.11', torch='2.15', fastai='2.8', device='cpu', lock='x'), ended='2026-01-01T00:00:00+00:00'))
     if notebook:
         out = nbformat.v4.new_output('execute_result', data={'text/plain': [f"test accuracy {scores['test']['accuracy']:.4f}"]}, execution_count=1)

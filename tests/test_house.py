@@ -7,7 +7,7 @@ import pytest
 from imgcls.params import (ARCHS, Params, load_params, load_study, parameters_cell, profile_names, read_yaml, ScaleParams, study_names)
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'kernels', 'runner', 'search', 'report', 'cli', 'all']
+ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'warm', 'runner', 'search', 'report', 'cli', 'all']
 
 def rooms(): return sorted(f for f in (ROOT/'imgcls').glob('*.py') if not f.name.startswith('_'))
 
@@ -42,16 +42,6 @@ def test_profiles_scale_and_never_set_what_runs_vary(profile):
         runs = [load_params(f'{s}/{r}').as_dict() for r in load_study(s).runs]
         vary = {k for k in keys for p in runs if p[k] != runs[0][k]} # a value that all runs share may be scaled
         assert not vary, f'{profile} sets {vary}, in which the runs of {s} differ'
-
-@pytest.mark.parametrize('study', study_names())
-def test_runs_of_a_study_differ(study):
-    s = load_study(study)
-    for profile in [None, *profile_names()]:
-        seen = {}
-        for r in s.runs:
-            key = load_params(f'{study}/{r}', profile=profile).key
-            twin = seen.setdefault(key, r)
-            assert twin == r or any({r, twin} <= set(e) for e in s.equal), f'{study}: {r} and {twin} resolve to equal params under {profile}'
 
 def test_run_files_open_with_their_command():
     for s in study_names():

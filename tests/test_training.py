@@ -54,13 +54,13 @@ def test_phases_share_a_history_and_a_clock():
     p = params(phases=[dict(epochs=1, lr=1e-4, augment=['hflip']), dict(epochs=2)], epochs=9)
     assert [(ph.epochs, ph.lr) for ph in phases_of(p)] == [(1, 1e-4), (2, 3e-3)]
     rows = fit(learner(p), p)['rows']
-    assert [(r['epoch'], r['phase']) for r in rows] == [(0, 0), (1, 1), (2, 1)]
+    assert [(r['epoch'], r['phase']) for r in rows] == [(1, 0), (2, 1), (3, 1)]
 
 def test_patience_and_selection():
     p = params(epochs=12, patience=1, lr=.3, opt='sgd', schedule='constant', precision='fp32')
     learn = learner(p); out = fit(learn, p)
     accs = [r['valid_accuracy'] for r in out['rows']]
-    assert len(accs) < 12 and out['best_epoch'] == int(np.argmax(accs))
+    assert len(accs) < 12 and out['best_epoch'] == 1 + int(np.argmax(accs))
     probs, t = probabilities(learn)
     assert (probs.argmax(1) == t).mean() == pytest.approx(max(accs))
 
@@ -105,6 +105,18 @@ def test_a_plain_fastai_learner():
     probs, targets = learn.get_preds()
     assert probs.shape == (len(targets), 10) and torch.allclose(probs.sum(1), torch.ones(len(probs)), atol=1e-3)
     assert Interpretation.from_learner(learn).losses.ndim == 1
+
+def test_fast_resnet_sees_whitened_images_and_learns():
+    p = params(arch='fast_resnet', arch_args={}, size=32, epochs=2, lr=5e-3)
+    learn = learner(p); stem = {k: v.clone() for k, v in learn.model.named_buffers()}
+    rows = fit(learn, p)['rows']
+    assert rows[-1]['train_loss'] < rows[0]['train_loss']
+    frozen = [k for k, v in learn.model.named_buffers() if v.ndim == 4]
+    assert frozen and all(torch.equal(stem[k], dict(learn.model.named_buffers())[k]) for k in frozen)
+    x = learn.dls.train.new(shuffle=False, drop_last=False, bs=256).one_batch()[0]
+    y = torch.nn.functional.conv2d(x.float(), stem[frozen[0]]).flatten(2).transpose(0, 1).flatten(1)
+    cov = torch.cov(y[: y.shape[0]//2])
+    assert cov.diag().min() > 0 and (cov - cov.diag().diag()).abs().max() < .5*cov.diag().max()    # far from the raw patches, whose channels go together
 
 def test_weights_round_trip_and_mismatch(tmp_path):
     p = params(epochs=1); learn = learner(p)
