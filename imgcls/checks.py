@@ -196,7 +196,7 @@ def check_data(name:str, # see `data.find_source`
         train = np.array(counts['train'])
         if train.max() > 1.5*train.min():
             findings.append(Finding('imbalance', False, 1, f"the largest class of train has {train.max()/train.min():.1f} times the images of the smallest: '{data.classes[train.argmax()]}' {train.max():,}, '{data.classes[train.argmin()]}' {train.min():,}; see class_weights"))
-    elif rows: findings.append(Finding('overlap', True, len(rows), f"{len(rows)} pairs of nearly the same picture are in both {data.name} and {second.name}", show(rows)))
+    elif rows: findings.append(Finding('overlap', True, len(rows), f"{len(rows)} pairs of the same or nearly the same picture are in both {data.name} and {second.name}, {sum(r['difference'] == 0 for r in rows)} of them equal in every pixel", show(rows)))
     if len(sizes) > 1: findings.append(Finding('sizes', False, len(sizes), f"{len(sizes)} sizes, {_top(dict(sizes.most_common()))}; all are kept at {data.images.shape[1]} x {data.images.shape[1]}"))
     # first what leaks or conflicts, then by likeness
     first = sorted(range(len(rows)), key=lambda k: (rows[k]['split_a'] == rows[k]['split_b'] and rows[k]['class_a'] == rows[k]['class_b'], rows[k]['difference']))[:worst]
@@ -227,7 +227,7 @@ def plot_pairs(report:Report, n:int=8):
     for k, p in enumerate(rows):
         for ax, s in zip(axes[k], 'ab'):
             ax.imshow(report.pictures[p[s]])
-            ax.set_title(f"{p[f'class_{s}']} ({p[f'split_{s}']})".replace('$', r'\$'), fontsize=8, loc='left')
+            ax.set_title(f"{p[f'class_{s}']}\n{p[f'split_{s}']}".replace('$', r'\$'), fontsize=7, loc='left')
     fig.tight_layout()
     return axes
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['GATHERED', 'ORDER', 'NORMS', 'pack', 'gather', 'to_float', 'resident_limit', 'Store', 'draw', 'resize_crop', 'rotate',
-           'gray', 'gamma', 'jitter', 'grayscale', 'cutout', 'apply', 'draw_mix', 'mix', 'Item', 'ImageSet',
-           'one_thread', 'epoch_seed', 'ResidentDL', 'pick_device', 'pixel_stats', 'class_weights', 'Loaders',
-           'dataloaders']
+           'gray', 'gamma', 'jitter', 'grayscale', 'cutout', 'apply', 'plot_augmentations', 'draw_mix', 'mix', 'Item',
+           'ImageSet', 'one_thread', 'epoch_seed', 'ResidentDL', 'pick_device', 'pixel_stats', 'class_weights',
+           'Loaders', 'dataloaders', 'bench_loaders']
 
 # %% ../nbs/05_loaders.ipynb #c003
-import math, mmap, os, weakref
+import mmap, os, tempfile, time, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +23,6 @@ from fastai.data.transforms import Category, CategoryMap, Normalize
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.core import PILImage
-from fasttransform import Pipeline
 from PIL import Image
 
 from .data import ImageData, Splits, load_data, prepare_data, read_image, square, to_rgb
@@ -212,6 +211,22 @@ def apply(flat:torch.Tensor, # int32 (1 + N*r*r,), a store's pixels
     return cutout(x, d) if 'side' in d else x
 
 # %% ../nbs/05_loaders.ipynb #c018
+def plot_augmentations(data:ImageData, n:int=8, # pictures
+                       names=(*GATHERED, *ORDER, 'cutout'), seed:int=0):
+    "Pictures as they are, then under each augmentation, then under all; the Axes."
+    import matplotlib.pyplot as plt
+    r, step = data.images.shape[1], max(1, len(data)//n)
+    flat, i = pack(data.images[::step][:n]), torch.arange(min(n, len(data.images[::step])))
+    rows = [('as it is', [])] + [(a, [a]) for a in names] + [('all', list(names))]
+    pics = []
+    for _, a in rows:
+        x = apply(flat, i, r, r, draw(a, 'all', len(i), r, r, torch.Generator().manual_seed(seed)), torch.full((4,), 1/255), torch.zeros(4))
+        pics.append(np.concatenate(list(x.clamp(0, 1).permute(0, 2, 3, 1).numpy()), 1))
+    ax = plt.figure(figsize=(1.5 + .6*len(i), .6*len(rows))).add_subplot()
+    ax.imshow(np.concatenate(pics)); ax.set_xticks([]); ax.set_yticks((np.arange(len(rows)) + .5)*r - .5, [k for k, _ in rows])
+    return ax
+
+# %% ../nbs/05_loaders.ipynb #c021
 def draw_mix(mixup:float, cutmix:float, # alphas of Beta(alpha, alpha); 0: off
              n:int, # batches
              size:int, # pixels a side
@@ -237,7 +252,7 @@ def mix(x:torch.Tensor, y:torch.Tensor, # float (n, 3, h, w), int64 (n,)
     hot = F.one_hot(y, classes).to(x.dtype)
     return x.contiguous(memory_format=torch.channels_last), hot*lam + hot.roll(1, 0)*(1-lam)
 
-# %% ../nbs/05_loaders.ipynb #c020
+# %% ../nbs/05_loaders.ipynb #c023
 class Item(int):
     "Position of an image in the store of the set `of`, so that fastai can hand it to another loader."
     def __new__(cls, i, of): self = super().__new__(cls, i); self.of = of; return self
@@ -274,7 +289,7 @@ class ImageSet:
             else: out[k] = np.asarray(square(to_rgb(o if isinstance(o, Image.Image) else Image.fromarray(np.asarray(o))), side))
         return ImageSet(Store(out, np.arange(len(out)), self.store.r), None, self.vocab, 1)
 
-# %% ../nbs/05_loaders.ipynb #c021
+# %% ../nbs/05_loaders.ipynb #c024
 @contextmanager
 def one_thread(dev:torch.device):
     "On the CPU, run without torch's worker threads: a batch is 0.1 ms of work a step, and on a busy machine waiting for a second thread costs thirty times that."
@@ -388,7 +403,7 @@ class ResidentDL(TfmdDL):
         if not d['shuffle']: d['steps'] = None
         return (cls or type(self))(dataset, **d)
 
-# %% ../nbs/05_loaders.ipynb #c023
+# %% ../nbs/05_loaders.ipynb #c026
 def pick_device(device:str='auto')->torch.device:
     "The device called `device`; auto: cuda, else mps, else cpu."
     if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -439,3 +454,60 @@ def dataloaders(p:Params, # resolved
                   *(ResidentDL(s, bs=p.batch_size, **kw) for s in sets[1:]), device=device)
     dls.data, dls.splits, dls.stats, dls.class_weights = data, splits, stats, weights
     return dls
+
+# %% ../nbs/05_loaders.ipynb #c037
+def _write_files(name:str, root:Path, n:int)->tuple[int,int]:
+    "Files of `n` training images below `root`/<class>; their number and size in pixels."
+    from imgcls.data import find_source
+    src, scratch = find_source(name), root.parent
+    data = load_data(name)
+    rows = np.flatnonzero(data.given_codes != 3); rows = np.sort(np.random.RandomState(0).permutation(rows)[:n])
+    files = {e.id: e for e in src.entries(scratch)} if src.entries else {}
+    for k, i in enumerate(rows):
+        e, d = files.get(data.ids[i]), root/f'{data.labels[i]:04d}'
+        d.mkdir(parents=True, exist_ok=True)
+        if e is None: Image.fromarray(data.images[i]).save(d/f'{k:07d}.png'); continue
+        with open(e.path, 'rb') as f: f.seek(e.offset); (d/f'{k:07d}{Path(e.id).suffix}').write_bytes(f.read(e.length))
+    return len(rows), data.images.shape[1]
+
+def _rate(dl, n:int)->float:
+    "Images a second over at most `n` images, from the first batch on."
+    it, seen = iter(dl), 0
+    next(it); t = time.perf_counter()
+    for b in it:
+        seen += len(b[1])
+        if seen >= n: break
+    t = time.perf_counter() - t
+    if hasattr(it, 'close'): it.close()
+    return seen/t
+
+def bench_loaders(name:str='cifar10', # a dataset of images of one size
+                  images:int=6400, rounds:int=3, batch_size:int=128, workers:int=2)->dict:
+    "Images a second of these loaders and four usual ones, crop + flip + normalise: medians over interleaved rounds, and ratios."
+    from fastai.vision.all import CropPad, FlipItem, ImageDataLoaders, RandomCrop
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+    stats = NORMS['half']
+    with tempfile.TemporaryDirectory() as tmp:
+        t = time.perf_counter(); data = load_data(name); opened = time.perf_counter() - t
+        n, side = _write_files(name, Path(tmp)/'images', images)
+        pad = max(1, round(side/8))
+        tfm = v2.Compose([v2.ToImage(), v2.RandomCrop(side, padding=pad), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*stats)])
+        folder = ImageFolder(Path(tmp)/'images', tfm)
+        def stock(w): return ImageDataLoaders.from_folder(Path(tmp)/'images', valid_pct=.01, seed=0, bs=batch_size, num_workers=w, device=torch.device('cpu'), shuffle=True,
+            item_tfms=[FlipItem(), CropPad(side+2*pad, pad_mode='zeros'), RandomCrop(side)], batch_tfms=[Normalize.from_stats(*stats, cuda=False)]).train
+        ours = dataloaders(Params(dataset=name, augment=['crop', 'hflip'], normalize='half', batch_size=batch_size, device='cpu')).train
+        contenders = {'imgcls': ours, 'fastai from_folder, 0 workers': stock(0), f'fastai from_folder, {workers} workers': stock(workers),
+                      'torchvision v2, 0 workers': DataLoader(folder, batch_size, shuffle=True, drop_last=True),
+                      f'torchvision v2, {workers} workers': DataLoader(folder, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)}
+        rates = {k: [] for k in contenders}
+        _rate(ours, images) # packs the pixels, once
+        for _ in range(rounds):
+            for k, dl in contenders.items(): rates[k].append(_rate(dl, n if k != 'imgcls' else max(n, 40000)))
+        del contenders, folder
+    median = {k: float(np.median(v)) for k, v in rates.items()}
+    ratio = {k: float(np.median(np.array(rates['imgcls'])/np.array(v))) for k, v in rates.items()}
+    return dict(bench='loaders', dataset=name, size=side, batch_size=batch_size, images=n, rounds=rounds, cores=os.cpu_count(), threads=torch.get_num_threads(), load=list(os.getloadavg()) if hasattr(os, 'getloadavg') else None,
+                open_seconds=opened, images_per_second={k: round(v, 1) for k, v in median.items()}, all={k: [round(x, 1) for x in v] for k, v in rates.items()},
+                times_faster={k: round(v, 2) for k, v in ratio.items() if k != 'imgcls'}, wanted={'fastai from_folder, 0 workers': 30, f'torchvision v2, {workers} workers': 15})
