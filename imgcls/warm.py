@@ -12,7 +12,7 @@ import contextlib, errno, hashlib, json, os, select, signal, socket, subprocess,
 # %% ../nbs/11_warm.ipynb #c006
 PRELOAD = ['IPython.core.interactiveshell', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.zmqshell', 'torch', 'torchvision', 'fastai.vision.all', 'pandas', 'pyarrow.parquet',
            'matplotlib.pyplot', 'seaborn', 'sklearn.metrics', 'sklearn.datasets', 'safetensors.torch', 'pydantic', 'yaml', 'scipy.stats', 'statsmodels.stats.proportion']
-READ_AT_IMPORT = ('PYTHON', 'OMP_', 'MKL_', 'OPENBLAS_', 'KMP_', 'GOMP_', 'TORCH', 'PYTORCH_', 'CUDA', 'NVIDIA_', 'LD_', 'MALLOC_', 'MPLCONFIGDIR', 'LANG', 'LC_', 'TZ')
+READ_AT_IMPORT = ('PYTHON', 'OMP_', 'MKL_', 'OPENBLAS_', 'KMP_', 'GOMP_', 'TORCH', 'PYTORCH_', 'LD_', 'MALLOC_', 'MPLCONFIGDIR', 'LANG', 'LC_', 'TZ')
 
 def modules()->list:
     "What the parent imports: `IMGCLS_PRELOAD` (names with commas), else `PRELOAD`."

@@ -1,0 +1,131 @@
+"The command line: one line for what is wrong, JSON for programs, light where there is nothing to do."
+import contextlib, io, json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from imgcls import cli, records, runner, warm as warm_room
+from tests.standin import project # noqa: F401, a fixture
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(*argv):
+    "Status, stdout and stderr of the command, in this process."
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try: status = cli.main([str(x) for x in argv])
+        except SystemExit as e: status = e.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def commands():
+    import argparse
+    return next(x for x in cli.parser()._actions if isinstance(x, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize('argv, says', [
+    (['rum'], "no such command (did you mean 'run'?)"), (['run', '--jobs'], 'expected one argument'), (['run', '--jobs', 'two'], 'invalid int value'),
+    (['run', '--jobs', '0'], '--jobs 0: not allowed'), (['run', '--budget', '-1'], '--budget -1: not allowed'), (['run', '--timeout', 'nan'], '--timeout nan: not allowed'),
+    (['run', '--seeds', '1,x'], '--seeds 1,x: not allowed'), (['run', '--seeds', '-1'], '--seeds -1: not allowed'), (['run', 'onne'], "did you mean 'one'"), (['run', 'one/aa'], "did you mean 'a'"),
+    (['run', 'missing.yaml'], 'no such file'), (['run', '--profile', 'quik'], "did you mean 'quick'"), (['run', '--data', 'nowhere'], 'no such folder'), (['run', '--kernel', 'hot'], 'invalid choice'),
+    (['status', 'one/x'], 'no such run in one'), (['status', '--profile', '../quick'], 'is not a profile'), (['show', 'one/a'], 'make it with: imgcls run one/a'), (['compare', 'one/a', 'one/b'], 'no record'),
+    (['model', 'convnett'], "did you mean 'convnet'"), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
+def test_bad_input_is_one_line_and_status_2(project, argv, says):
+    status, out, err = call(*argv)
+    assert (status, out) == (2, '') and err.startswith('imgcls: ') and err.count('\n') == 1 and says in err, err
+    assert not project.results.exists()
+
+
+@pytest.mark.parametrize('text, says', [
+    ('lr: 0\n', 'lr: 0 is not allowed'), ('learning_rate: 1\n', "unknown key 'learning_rate' (did you mean 'lr'?)"), ('epochs: true\n', 'a number is needed'), ('lr: [1\n', 'line 2: not valid YAML'),
+    ('lr: 1\nlr: 2\n', "key 'lr' is given twice"), ('- 1\n', "expected 'key: value' lines"), ('arch: resnot\n', 'not a known architecture'), ('arch_args: {filters: [0, 1]}\n', 'filters'),
+    ('dataset: ./nothing\n', 'nothing'), ('template: ensemble\n', 'no such template')])
+def test_a_bad_params_file_is_found_before_anything_runs(project, text, says):
+    project.put('params/one/b.yaml', text)
+    status, out, err = call('run', 'one/a', 'one/b')
+    assert status == 2 and says in err and err.count('\n') == 1 and 'b.yaml' in err or 'template' in text or 'dataset' in text, err
+    assert not project.results.exists()
+
+
+def test_help_is_something_to_act_on():
+    status, out, _ = call()
+    assert status == 0 and 'first steps' in out and 'imgcls run --profile quick --dry-run' in out
+    for name in commands():
+        status, out, _ = call(name, '--help')
+        assert status == 0 and f'imgcls {name}' in out.split('example:')[1], name
+
+
+def test_the_light_commands_import_nothing_heavy(project):
+    heavy = ('torch', 'pandas', 'fastai', 'papermill', 'matplotlib', 'distributed', 'IPython')
+    code = f"import sys; from imgcls.cli import main; assert main(['run', '--dry-run']) == 0 and main(['status']) == 0; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, '-c', code], cwd=project.root, env=project.env(), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+
+
+def test_plan_run_status_show_and_compare_in_json(project):
+    status, out, _ = call('run', '--dry-run', '--json')
+    plan = json.loads(out)
+    assert status == 0 and [(j['id'], j['state'], j['run']) for j in plan['jobs']] == [('one/a/s0', 'missing', True), ('one/b/s0', 'missing', True)] and not project.results.exists()
+    status, out, err = call('run', '--json', '--jobs', 2)
+    assert status == 0 and sorted(r['id'] for r in json.loads(out)['done']) == ['one/a/s0', 'one/b/s0'] and re.search(r'\[2/2\] one/. ?', err)
+    assert [(r['id'], r['state']) for r in json.loads(call('status', '--json')[1])] == [('one/a/s0', 'done'), ('one/b/s0', 'done')]
+    assert json.loads(call('show', 'one/a', '--json')[1])['params']['lr'] == .001
+    text = call('show', 'one/a')[1]
+    assert 'valid accuracy' in text and 'one/a seed 0, profile quick' in text
+    rows = {r['what']: r for r in json.loads(call('compare', 'one/a', 'one/b', '--json')[1])}
+    assert rows['lr'] == dict(what='lr', **{'one/a': .001, 'one/b': .01}) and 'epochs' not in rows
+    assert call('show', 'one/a', '--seed', 3)[2].startswith('imgcls: one/a: no record of seed 3')
+
+
+def test_a_new_study_runs_as_it_is(project):
+    status, out, _ = call('new', 'mine')
+    assert status == 0 and 'imgcls run mine' in out
+    assert call('run', 'mine')[0] == 0 and set(project.records()) == {'mine/baseline/s0', 'mine/variant/s0'}
+
+
+def test_a_failed_run_is_status_1_and_one_line(project, monkeypatch):
+    monkeypatch.setenv('STANDIN_A', '1/0')
+    status, out, err = call('run', 'one/a')
+    assert status == 1 and 'failed: one/a/s0: ZeroDivisionError: division by zero' in err and 'Traceback' not in err
+
+
+@pytest.mark.skipif(not warm_room.can_fork(), reason='warm kernels need fork')
+def test_plain_papermill_can_use_the_warm_kernel(project):
+    status, out, _ = call('kernel', '--prefix', project.root)
+    assert status == 0 and (project.root/'share/jupyter/kernels/imgcls/kernel.json').exists()
+    out = project.root/'out.ipynb'
+    env = project.env(JUPYTER_PATH=project.root/'share/jupyter')
+    done = subprocess.run([sys.executable, '-m', 'papermill', '-k', 'imgcls', project.root/'nbs/experiments/train.ipynb', out, '-p', 'epochs', '2', '--no-progress-bar'],
+                          cwd=project.root, env=env, capture_output=True, text=True, timeout=120)
+    from tests.faults import processes, warm_parents
+    try: assert done.returncode == 0 and warm_parents(project.root/'rt'), done.stderr
+    finally:
+        for pid in processes(project.root/'rt'): os.kill(pid, signal.SIGTERM) # it would linger for ten minutes
+    assert read_hand(project).notebook is None
+
+
+def read_hand(project): return records.read_record(project.results/'scratch/standin/hand/s0')
+
+
+@pytest.mark.skipif(not warm_room.can_fork(), reason='warm kernels need fork')
+def test_the_real_template_goes_on_from_its_last_epoch_bit_for_bit(tmp_path, monkeypatch):
+    for k, v in dict(IMGCLS_PROJECT=ROOT, IMGCLS_RUNTIME=tmp_path, OMP_NUM_THREADS=1, PYTHONPATH=ROOT).items(): monkeypatch.setenv(k, str(v))
+    held = warm_room.lease() # one parent for all three
+    name, files = 'optimizers/adam_leakyrelu', ('model.safetensors', 'predictions.parquet')
+    got = []
+    for kill in (False, True):
+        results = tmp_path/f'kill{kill}'
+        monkeypatch.setenv('IMGCLS_RESULTS', str(results))
+        folder = results/'quick'/name/'s0'
+        command = [sys.executable, '-c', 'import sys; from imgcls.cli import main; sys.exit(main())', 'run', name]
+        if kill:
+            p = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            while p.poll() is None and not runner.progress_of(folder).get('epoch'): time.sleep(.02)
+            p.kill(); p.wait()
+            assert not folder.exists() and [*records.tmp_dir(folder).glob('checkpoint*')]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        r = records.verify_record(folder)
+        got.append(({f: r.files[f] for f in files}, r.metrics))
+    held.close()
+    assert got[0] == got[1]
