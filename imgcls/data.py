@@ -9,7 +9,7 @@ __all__ = ['EXTENSIONS', 'ARCHIVES', 'SPLIT_NAMES', 'GIVEN', 'MAX_FILE', 'KNOWN'
            'Splits', 'split_data', 'prepare_data', 'data_fingerprint', 'check_dataset']
 
 # %% ../nbs/03_data.ipynb #c003
-import csv, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, warnings, zipfile
+import csv, gzip, hashlib, io, json, lzma, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable, Iterator, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .params import BadInput, Params, nearest
 
@@ -174,32 +174,36 @@ def _safe_member(name:str, where:str)->str:
         raise BadInput(f"{where}: member '{name}' would lie outside the archive; such an archive is not opened")
     return str(p)
 
+@contextmanager
+def _whole(path:Path):
+    "A damaged archive becomes one line."
+    try: yield
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as e:
+        raise BadInput(f"{path}: not a whole archive ({type(e).__name__}: {e}); fetch it again") from None
+
 def _archive_members(path:Path)->Iterator[tuple[str,int,Callable]]:
     "(name, bytes, read) of every file in the archive at `path`, in archive order; links that lead outside are refused."
     where = path.name
-    try:
-        if path.suffix == '.zip':
-            with zipfile.ZipFile(path) as z:
-                for m in z.infolist():
-                    name = _safe_member(m.filename, where)
-                    if not m.is_dir(): yield name, m.file_size, lambda m=m: z.read(m)
-        else:
-            with tarfile.open(path, 'r|*') as t:
-                for m in t:
-                    name = _safe_member(m.name, where)
-                    if m.issym() or m.islnk():
-                        target = m.linkname if m.islnk() else str(PurePosixPath(m.name).parent/m.linkname)
-                        _safe_member(os.path.normpath(target) if not m.linkname.startswith('/') else m.linkname, where)
-                        if _is_image(name): raise BadInput(f"{where}: member '{name}' is a link; replace it by the image itself")
-                    elif m.isfile(): yield name, m.size, lambda m=m: t.extractfile(m).read()
-                    elif not m.isdir(): raise BadInput(f"{where}: member '{name}' is neither file nor folder; such an archive is not opened")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e:
-        raise BadInput(f"{path}: not a whole archive ({type(e).__name__}: {e}); fetch it again") from None
+    if path.suffix == '.zip':
+        with zipfile.ZipFile(path) as z:
+            for m in z.infolist():
+                name = _safe_member(m.filename, where)
+                if not m.is_dir(): yield name, m.file_size, lambda m=m: z.read(m)
+    else:
+        with tarfile.open(path, 'r|*') as t:
+            for m in t:
+                name = _safe_member(m.name, where)
+                if m.issym() or m.islnk():
+                    target = m.linkname if m.islnk() else str(PurePosixPath(m.name).parent/m.linkname)
+                    _safe_member(os.path.normpath(target) if not m.linkname.startswith('/') else m.linkname, where)
+                    if _is_image(name): raise BadInput(f"{where}: member '{name}' is a link; replace it by the image itself")
+                elif m.isfile(): yield name, m.size, lambda m=m: t.extractfile(m).read()
+                elif not m.isdir(): raise BadInput(f"{where}: member '{name}' is neither file nor folder; such an archive is not opened")
 
 def _archive_entries(path:Path, label:Callable, scratch:Path)->list[Entry]:
     "Copy an archive's images into one spool file in `scratch`, and say where each lies."
     at, texts, offset = {}, {}, 0
-    with open(scratch/'spool', 'wb') as spool:
+    with _whole(path), open(scratch/'spool', 'wb') as spool:
         for name, size, read in _archive_members(path):
             if size > MAX_FILE: raise BadInput(f"{path.name}: member '{name}' has {size>>20} MB; at most {MAX_FILE>>20} are read")
             if _is_image(name): b = read(); spool.write(b); at[name] = offset, len(b); offset += len(b)
@@ -401,7 +405,7 @@ def _decode(entries:list[Entry], size:int|None)->Chunk:
             data = f.read(e.length if e.length >= 0 else MAX_FILE)
             a, mode, shape = read_image(data, size)
         except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, AttributeError, MemoryError, Image.DecompressionBombError) as err:
-            errors.append((i, f'{type(err).__name__}: {err}')); continue
+            errors.append((i, 'not an image' if isinstance(err, UnidentifiedImageError) else f'{type(err).__name__}: {err}')); continue
         a = np.ascontiguousarray(a)
         out.append(a); sizes.append(shape); modes.append(mode); hashes.append(_blake(data)); digests.append(_blake(a))
     if f: f.close()
@@ -765,24 +769,22 @@ def split_data(data:ImageData, p:Params)->Splits:
         if not len(valid): raise BadInput(f"{data.name}: a train split and nothing to test on; add a folder test, or put the class folders side by side without a split folder")
         valid, test = test, valid
         notes.append('test: the split the source calls valid')
-    if not len(valid) or p.valid_from == 'test':
-        if len(valid): raise BadInput(f"{data.name}: valid_from: 'test' is not allowed: the source has a valid split of its own; allowed: train")
+    if len(valid) and p.valid_from == 'test': raise BadInput(f"{data.name}: valid_from: 'test' is not allowed: the source has a valid split of its own; allowed: train")
+    def without(mine, held, name): # copies of held-out pictures leave the split that learns or chooses, before anything is drawn from it
+        seen = np.zeros(content.max()+1, bool); seen[content[held]] = True
+        keep = ~seen[content[mine]]
+        if not keep.all(): dropped[name] = dropped.get(name, 0) + int((~keep).sum())
+        return mine[keep]
+    train, valid = without(train, test, 'train'), without(valid, test, 'valid')
+    if not len(valid):
         pool = test if p.valid_from == 'test' else train
         m = _carve(pool, p.valid_pct, data, content, rank, f'{p.valid_from} and valid')
         valid, rest = pool[m], pool[~m]
         if p.valid_from == 'test': test = rest
         else: train = rest
         notes.append(f'valid: {p.valid_pct:.0%} of each class of {p.valid_from}, seed {p.split_seed}')
-    for name in ('valid', 'train'): # a copy of a held-out picture leaves the split that learns or chooses
-        held = np.zeros(content.max()+1, bool); held[content[test]] = True
-        if name == 'train': held[content[valid]] = True
-        mine = train if name == 'train' else valid
-        keep = ~held[content[mine]]
-        if not keep.all():
-            dropped[name] = int((~keep).sum())
-            notes.append(f'{name}: {dropped[name]} left out, copies of pictures in {"test" if name == "valid" else "valid or test"}')
-        if name == 'train': train = train[keep]
-        else: valid = valid[keep]
+    else: train = without(train, valid, 'train')
+    notes += [f'{k}: {n} left out, copies of pictures in {"test" if k == "valid" else "valid or test"}' for k, n in dropped.items()]
     if p.train_limit:
         order = np.lexsort((rank[train], data.labels[train]))
         labels = data.labels[train][order]
