@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install report test export clean-notebooks lock
+.PHONY: help install report test fault export clean-notebooks lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ test: $(STAMP)  ## nbdev-test on every notebook, then pytest, browser tests incl
 	$(BIN)/python tests/browser.py
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest tests
+
+fault: $(STAMP)  ## end the runner, its slots, kernels and warm parent by SIGKILL 30 times (KILLS=30), check that nothing is lost
+	$(BIN)/python tests/faults.py $(or $(KILLS),30)
 
 export: $(STAMP)  ## notebooks to imgcls/, then clean them
 	$(BIN)/nbdev-export

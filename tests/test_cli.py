@@ -111,13 +111,15 @@ def read_hand(project): return records.read_record(project.results/'scratch/stan
 def test_the_real_template_goes_on_from_its_last_epoch_bit_for_bit(tmp_path, monkeypatch):
     for k, v in dict(IMGCLS_PROJECT=ROOT, IMGCLS_RUNTIME=tmp_path, OMP_NUM_THREADS=1, PYTHONPATH=ROOT).items(): monkeypatch.setenv(k, str(v))
     held = warm_room.lease() # one parent for all three
-    name, files = 'optimizers/adam_leakyrelu', ('model.safetensors', 'predictions.parquet')
+    (tmp_path/'mine').mkdir()
+    file = tmp_path/'mine'/'small.yaml'; file.write_text('epochs: 4\nthreads: 1\nevaluate_test: false\n')
+    files = ('model.safetensors', 'predictions.parquet')
     got = []
     for kill in (False, True):
         results = tmp_path/f'kill{kill}'
         monkeypatch.setenv('IMGCLS_RESULTS', str(results))
-        folder = results/'quick'/name/'s0'
-        command = [sys.executable, '-c', 'import sys; from imgcls.cli import main; sys.exit(main())', 'run', name]
+        folder = results/'quick/mine/small/s0'
+        command = [sys.executable, '-c', 'import sys; from imgcls.cli import main; sys.exit(main())', 'run', str(file)]
         if kill:
             p = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             while p.poll() is None and not runner.progress_of(folder).get('epoch'): time.sleep(.02)
