@@ -25,8 +25,8 @@ from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, 
 # %% ../nbs/09a_experiment.ipynb #c005
 def params_table(p:Params)->pd.DataFrame:
     "The parameters that differ from the template's defaults."
-    default = Params()
-    rows = {k: v for k, v in p.as_dict().items() if v != default.as_dict()[k]}
+    default = Params().model_dump(mode='json')
+    rows = {k: v for k, v in p.as_dict().items() if v != default[k]}
     return pd.DataFrame(dict(value=[json.dumps(v) if isinstance(v, (list, dict)) else str(v) for v in rows.values()]), index=pd.Index(rows, name='parameter'))
 
 def class_counts(dls)->dict[str, list[int]]:
@@ -126,7 +126,8 @@ def save_record(folder:Path, # from `begin_record(p)`
         data=DataInfo(name=p.dataset, fingerprint=learn.dls.splits.fingerprint, classes=scores.classes, images={s: sum(n) for s, n in counts.items()},
                       class_counts=counts, dropped=sum(learn.dls.splits.dropped.values())),
         model=ModelInfo(arch=p.arch, parameters=count_parameters(learn.model), macs=count_macs(learn.model, learn.dls.train.size),
-                        weights=p.weights, trained=result['trained']),
+                        weights=p.weights, trained=result['trained'], stored=learn.dls.data.images.shape[1], size=learn.dls.valid.size,
+                        mean=learn.dls.stats[0], std=learn.dls.stats[1]),
         metrics=all_metrics, timing=Timing(train_seconds=result['train_seconds'], total_seconds=result['total_seconds'],
                                            images_per_second=result['images_per_second'], peak_memory_mb=_peak_memory_mb()),
         env=environment(device_name(learn)) | dict(threads=str(torch.get_num_threads()), dtype=str(pick_dtype(p, next(learn.model.parameters()).device)).split('.')[1]),

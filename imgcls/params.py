@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation', 'Widths', 'ARCHS', 'LR', 'Schedule', 'Freeze',
-           'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'BlockCNN',
+           'GROUPS', 'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'BlockCNN',
            'GroupResNet', 'CNN4', 'TorchvisionVGG', 'VGG', 'ResNet', 'Chains', 'SimpleChains', 'ComplexChains',
            'MediumChains', 'BaseNet', 'FastResNet', 'check_arch', 'ModelParams', 'Phase', 'TrainParams',
-           'MachineParams', 'ScaleParams', 'Params', 'make_params', 'project_root', 'results_root', 'study_names',
-           'profile_names', 'run_file', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study',
-           'notebook_params', 'parameters_cell']
+           'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys', 'Params', 'make_params', 'project_root',
+           'results_root', 'study_names', 'profile_names', 'run_file', 'profile_file', 'load_params', 'RunEntry',
+           'Published', 'Study', 'load_study', 'notebook_params', 'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -289,11 +289,32 @@ class ScaleParams(Strict):
     size_min: Size = 32
     dataset_map: dict[str, str] = {} # other data in place of a dataset
 
+class EnsembleParams(Strict):
+    "Which runs are put together, and how. Their predictions are read: of the same profile and, where they have it, the same seed."
+    members: list[Annotated[str, Field(pattern=r'^[^/\s]+/[^/\s]+$')]] = [] # study/run, two or more
+    rule: Literal['vote', 'average', 'weighted'] = 'vote' # majority; mean probability; mean weighted by accuracy on valid
+    tie_break: str | None = None  # the member that decides where votes tie
+
+GROUPS = (RunParams, EnsembleParams, DataParams, ModelParams, TrainParams, MachineParams, ScaleParams)
+
+def template_keys(template:str)->list[str]:
+    "The parameters a template takes, in the order of its tagged cell."
+    ensemble = [*RunParams.model_fields, *EnsembleParams.model_fields, 'keep_probabilities', 'evaluate_test']
+    return ensemble if template == 'ensemble' else [k for g in GROUPS if g is not EnsembleParams for k in g.model_fields]
+
 # %% ../nbs/00_params.ipynb #c022
 def _scale(n:int, factor:float, least:int=1)->int: return max(least, round(n*factor))
 
-class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, RunParams):
+class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, EnsembleParams, RunParams):
     "Everything a run depends on; immutable, complete, checked."
+    @model_validator(mode='after')
+    def _ensemble(self):
+        if self.template != 'ensemble': return self
+        given = ', '.join(self.members)
+        if len(set(self.members)) < max(2, len(self.members)): raise ValueError(f'members: [{given}] is not allowed; two or more different runs, such as optimizers/adam_tanh, are needed')
+        if self.tie_break is None and self.rule == 'vote': raise ValueError(f'tie_break: votes of {len(self.members)} members can tie and none is named to decide; set it to one of {given}')
+        if self.tie_break is not None and self.tie_break not in self.members: raise ValueError(f"tie_break: '{self.tie_break}' is not a member{nearest(self.tie_break, self.members)}; members: {given}")
+        return self
     @property
     def name(self)->str: return f'{self.study}/{self.run}'
     @property
@@ -310,7 +331,7 @@ class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, R
             dataset=self.dataset_map.get(self.dataset, self.dataset), dataset_map={},
             arch_args=self.arch_options.model_dump()))
 
-    def as_dict(self)->dict: return self.model_dump(mode='json')
+    def as_dict(self)->dict: return self.model_dump(mode='json', include=set(template_keys(self.template)))
     def but(self, **kw)->'Params': return make_params({**self.as_dict(), **kw})
 
     @property
@@ -359,6 +380,9 @@ def make_params(d:dict, # key → value
     try: p = Params(**d)
     except ValidationError as e: raise BadInput(_explain(e, Params, where, sources)) from None
     except TypeError as e: raise BadInput(f'{where}: {e}') from None
+    own = template_keys(p.template)
+    for k in d:
+        if k not in own: raise BadInput(f"{(sources or {}).get(k, where)}: '{k}' is no parameter of template {p.template}{nearest(k, own)}; allowed: {', '.join(own)}")
     try: p.arch_options
     except BadInput as e: raise BadInput(f"{(sources or {}).get('arch_args', (sources or {}).get('arch', where))}: {e}") from None
     return p
@@ -416,9 +440,15 @@ def load_params(name:str, # `study/run`, or a path to a run file
     files = [path] + ([profile_file(profile)] if profile else [])
     for f in files:
         new = read_yaml(f)
+        if f is not path: new = _of_template(new, overrides.get('template', d.get('template', 'train')))
         d.update(new); sources.update({k: _short(f) for k in new})
     d.update(overrides)
     return make_params(d, _short(path), {**sources, **{k: 'given' for k in overrides}})
+
+def _of_template(profile:dict, template)->dict:
+    "What of a profile's keys a template takes: a profile serves them all."
+    own = template_keys(template)
+    return {k: v for k, v in profile.items() if k in own or k not in Params.model_fields}
 
 def _short(path:Path)->str:
     "`path` as seen from the working directory or the project."
@@ -493,20 +523,23 @@ def notebook_params(ns:dict|None=None, # the notebook's namespace; default: the 
         ns = get_ipython().user_ns
     cells = [c for c in ns.get('In', []) if c.lstrip().lower().startswith('# parameters')]
     tagged = max((i for i, c in enumerate(cells) if not c.lstrip().startswith('# Parameters\n')), default=0)
-    names = dict.fromkeys(n for c in cells[tagged:] for n in _assigned(c))
-    return make_params({n: ns[n] for n in names}, 'notebook parameters').resolve()
+    d = {n: ns[n] for c in cells[tagged:] for n in _assigned(c)}
+    if set(d) & set(Params.model_fields) - set(template_keys(d.get('template', 'train'))) and d.get('profile') in profile_names():
+        kept = _of_template(scale := read_yaml(profile_file(d['profile'])), d.get('template')) # papermill was given the profile as it is
+        d = {k: v for k, v in d.items() if k in kept or k not in scale}
+    return make_params(d, 'notebook parameters').resolve()
 
 # %% ../nbs/00_params.ipynb #c036
-def parameters_cell(groups=(RunParams, DataParams, ModelParams, TrainParams, MachineParams, ScaleParams))->str:
-    "Source of a template's tagged cell: `name: type = default  # meaning` for every parameter."
+def parameters_cell(template:str='train')->str:
+    "Source of a template's tagged cell: `name: type = default  # meaning` for every parameter it takes."
     import inspect
-    lines = ['# parameters: any of them can be given to papermill with -p or in a YAML file with -f']
-    for g in groups:
-        lines += ['', f'# {inspect.getdoc(g)}']
+    lines, own, kinds = ['# parameters: any of them can be given to papermill with -p or in a YAML file with -f'], template_keys(template), dict(eps='float', grad_clip='float', tie_break='str')
+    for g in GROUPS:
+        if set(own) & set(g.model_fields): lines += ['', f'# {inspect.getdoc(g)}']
         for line in inspect.getsource(g).splitlines():
             m = re.match(r'    (\w+): .*?(?:  ?# (.*))?$', line)
-            if not m or m[1] not in g.model_fields: continue
-            default = g.model_fields[m[1]].default
-            kind = type(default).__name__ if default is not None else 'int'
-            lines.append(f'{m[1]}: {"float" if m[1] in ("eps", "grad_clip") else kind} = {default!r}' + (f'  # {m[2].strip()}' if m[2] else ''))
+            if not m or m[1] not in g.model_fields or m[1] not in own: continue
+            default = template if m[1] == 'template' else g.model_fields[m[1]].default
+            kind = kinds.get(m[1]) or (type(default).__name__ if default is not None else 'int')
+            lines.append(f'{m[1]}: {kind} = {default!r}' + (f'  # {m[2].strip()}' if m[2] else ''))
     return '\n'.join(lines)

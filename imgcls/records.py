@@ -36,6 +36,10 @@ class ModelInfo(BaseModel):
     macs: int | None = None   # multiply-adds of one image
     weights: str = 'none'
     trained: list[int] = []   # parameters trained in each phase
+    stored: int | None = None # pixels a side to which an image is read …
+    size: int | None = None   # … and to which it is then scaled for the network
+    mean: list[float] = []    # subtracted from pixels in 0..1, then
+    std: list[float] = []     # divided by; of each channel
 
 class Timing(BaseModel):
     "Seconds of training without evaluation, its speed, and the largest memory."

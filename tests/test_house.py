@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.params import (ARCHS, Params, load_params, load_study, parameters_cell, profile_names, read_yaml, ScaleParams, study_names)
+from imgcls.params import (ARCHS, Params, load_params, load_study, parameters_cell, profile_names, read_yaml, ScaleParams, study_names, template_keys)
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'warm', 'runner', 'search', 'report', 'cli', 'all']
@@ -28,19 +28,23 @@ def test_modules_come_from_notebooks(path):
     m = re.search(r'File to edit: (\S+)\.ipynb', path.read_text())
     assert m and (path.parent/f'{m[1]}.ipynb').resolve().exists()
 
-def test_template_shows_every_parameter():
-    nb = json.loads((ROOT/'nbs/experiments/train.ipynb').read_text())
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs/experiments').glob('*.ipynb')), ids=lambda f: f.stem)
+def test_template_shows_every_parameter(path):
+    nb = json.loads(path.read_text())
     tagged = [''.join(c['source']) for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
-    assert tagged == [parameters_cell()]
+    assert tagged == [parameters_cell(path.stem)]
     names = [t.id for n in ast.parse(tagged[0]).body if isinstance(n, ast.AnnAssign) for t in [n.target]]
-    assert set(names) == set(Params.model_fields)
+    assert names == list(dict.fromkeys(names)) and set(names) == set(template_keys(path.stem))
+
+def test_every_parameter_is_some_templates():
+    assert {k for t in Params.model_fields['template'].annotation.__args__ for k in template_keys(t)} == set(Params.model_fields)
 
 @pytest.mark.parametrize('profile', profile_names())
 def test_profiles_scale_and_never_set_what_runs_vary(profile):
     keys = set(read_yaml(ROOT/'params/profiles'/f'{profile}.yaml')) - {'profile'}
     for s in study_names():
         runs = [load_params(f'{s}/{r}').as_dict() for r in load_study(s).runs]
-        vary = {k for k in keys for p in runs if p[k] != runs[0][k]} # a value that all runs share may be scaled
+        vary = {k for k in keys for p in runs if p.get(k) != runs[0].get(k)} # a value that all runs share may be scaled
         assert not vary, f'{profile} sets {vary}, in which the runs of {s} differ'
 
 def test_run_files_open_with_their_command():
