@@ -87,7 +87,7 @@ def near_pairs(x:np.ndarray, y:np.ndarray|None=None, # uint8 (n, H, H, 3); none:
             rms = np.sqrt((diff**2).mean((1, 2, 3)))
             # a flat picture is near every flat picture; ask for some contrast, and for a difference that is small beside it
             std = np.minimum(a.std((1, 2)).mean(1), b.std((1, 2)).mean(1))
-            for k in np.flatnonzero((rms <= grey) & (rms <= std/2)):
+            for k in np.flatnonzero((rms <= grey) & (rms < std/2)):
                 key = int(i[k]), int(j[k])
                 if key not in out or rms[k] < out[key][0]: out[key] = float(rms[k]), mirror
     return sorted(((i, j, r, m) for (i, j), (r, m) in out.items()), key=lambda t: (t[2], t[0], t[1]))
