@@ -141,7 +141,7 @@ def cmd_model(a)->int:
         p = load_params(a.name, a.profile).resolve()
         name, args, size = p.arch, p.arch_args, a.size or p.size or 32
     else:
-        if a.name not in ARCHS: raise BadInput(f"{a.name}: no such network{nearest(a.name, ARCHS)}; networks: {', '.join(ARCHS)}; or a run, such as optimizers/adam_tanh")
+        if a.name not in ARCHS and not a.name.startswith('timm:'): raise BadInput(f"{a.name}: no such network{nearest(a.name, ARCHS)}; networks: {', '.join(ARCHS)}, timm:NAME; or a run, such as optimizers/adam_tanh")
         name, args, size = a.name, {}, a.size or 32
     from imgcls.models import model_text
     print(model_text(name, size, a.classes, args))

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['ACTS', 'NETWORKS', 'TooSmall', 'trace_shapes', 'named', 'flat_features', 'network', 'convnet', 'block_cnn',
-           'group_resnet', 'cnn4', 'vgg16', 'vgg19', 'resnet18', 'resnet50', 'simple', 'complex', 'medium', 'basenet',
-           'he_', 'vgg', 'Residual', 'GlobalMax', 'Scale', 'fast_resnet', 'needs_whitening', 'init_whitening',
-           'meta_model', 'min_size', 'check_size', 'build_model', 'count_parameters', 'layer_macs', 'model_table',
-           'count_macs', 'model_layers', 'model_text']
+           'group_resnet', 'cnn4', 'chain', 'timm_name', 'simple', 'complex', 'medium', 'basenet', 'he_', 'vgg',
+           'Residual', 'GlobalMax', 'Scale', 'fast_resnet', 'needs_whitening', 'init_whitening', 'meta_model',
+           'min_size', 'check_size', 'build_model', 'count_parameters', 'layer_macs', 'model_table', 'count_macs',
+           'model_layers', 'model_text']
 
 # %% ../nbs/06_models.ipynb #c003
-import copy
+import copy, difflib
 from collections import OrderedDict
+from functools import partial
 
 import pandas as pd
 import torch, torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from .params import ARCHS, BadInput, check_arch, nearest
+from .params import ARCHS, Backbone, BadInput, check_arch, nearest
 
 # %% ../nbs/06_models.ipynb #c006
 class TooSmall(Exception):
@@ -125,38 +126,55 @@ def cnn4(classes, size, a):
     return named(d | dict(linear=nn.Linear(n_in, classes)))
 
 # %% ../nbs/06_models.ipynb #c020
-def _torchvision_vgg(name, classes, a):
-    return torchvision.models.get_model(name + '_bn'*a.batch_norm, num_classes=classes, dropout=a.dropout)
+def chain(model:nn.Module, head:str)->nn.Sequential:
+    "The children of a library's network in a row, pooled and flattened before its `head`."
+    layers = dict(model.named_children())
+    last = layers.pop(head)
+    layers.setdefault('avgpool', nn.AdaptiveAvgPool2d(1))
+    flat = any(isinstance(m, nn.Flatten) for m in last.modules()) # ConvNeXt flattens in its head
+    return named(layers | dict(flatten=None if flat else nn.Flatten(), **{head: last}))
 
-@network
-def vgg16(classes, size, a):
-    "torchvision's VGG-16 (study B)."
-    return _torchvision_vgg('vgg16', classes, a)
+def _small_stem(model):
+    "Replace what skips pixels at the very start, in place."
+    if hasattr(model, 'maxpool'): # ResNet
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        nn.init.kaiming_normal_(model.conv1.weight, mode='fan_out', nonlinearity='relu') # as torchvision's other convolutions
+        return
+    first = model.features[0][0]
+    if first.kernel_size == (4, 4): # ConvNeXt
+        model.features[0][0] = nn.Conv2d(3, first.out_channels, 3, padding=1)
+        nn.init.trunc_normal_(model.features[0][0].weight, std=.02); nn.init.zeros_(model.features[0][0].bias) # as torchvision
+    else: first.stride = (1, 1) # MobileNet, EfficientNet: the same weights fit
 
-@network
-def vgg19(classes, size, a):
-    "torchvision's VGG-19 (study B)."
-    return _torchvision_vgg('vgg19', classes, a)
+def _torchvision(name, classes, size, a):
+    vgg = name.startswith('vgg')
+    full = name + '_bn'*(vgg and a.batch_norm and not name.endswith('_bn'))
+    model = torchvision.models.get_model(full, num_classes=classes, **(dict(dropout=a.dropout) if vgg else {}))
+    if getattr(a, 'stem', '') == 'small': _small_stem(model)
+    return chain(model, 'fc' if hasattr(model, 'fc') else 'classifier')
 
-# %% ../nbs/06_models.ipynb #c021
-def _torchvision_resnet(name, classes, a):
-    m = torchvision.models.get_model(name, num_classes=classes)
-    if a.stem == 'small':
-        m.conv1, m.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        nn.init.kaiming_normal_(m.conv1.weight, mode='fan_out', nonlinearity='relu') # as torchvision's other convolutions
-    return m
-
-@network
-def resnet18(classes, size, a):
-    "torchvision's ResNet-18."
-    return _torchvision_resnet('resnet18', classes, a)
-
-@network
-def resnet50(classes, size, a):
-    "torchvision's ResNet-50 (study B)."
-    return _torchvision_resnet('resnet50', classes, a)
+for _name in (n for n, c in ARCHS.items() if issubclass(c, Backbone) and n not in NETWORKS): NETWORKS[_name] = partial(_torchvision, _name)
 
 # %% ../nbs/06_models.ipynb #c023
+def _timm_module():
+    try: import timm
+    except ImportError: raise BadInput("arch: timm models need timm: pip install 'imgcls[timm]'") from None
+    return timm
+
+def timm_name(arch:str)->str:
+    "The timm model behind `timm:NAME`; `BadInput` with the nearest names."
+    timm, name = _timm_module(), arch.removeprefix('timm:')
+    if timm.is_model(name): return name
+    near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=3, cutoff=.5)
+    raise BadInput(f"arch: timm has no model {name!r}{f'; nearest: {chr(44).join(near)}' if near else ''}; all: python -c 'import timm; print(timm.list_models())'")
+
+def _timm(name, classes, size, a):
+    timm = _timm_module()
+    cfg = timm.get_pretrained_cfg(name)
+    body = timm.create_model(name, num_classes=0, **(dict(img_size=size) if cfg is not None and cfg.fixed_input_size else {}))
+    return named(dict(body=body, head=nn.Linear(getattr(body, 'head_hidden_size', None) or body.num_features, classes)))
+
+# %% ../nbs/06_models.ipynb #c025
 def _chains(order, classes, a):
     "A chain for each of `a.filters`, its layers in `order`, then an average over the map and a linear layer."
     d, n_in = {}, 3
@@ -181,7 +199,7 @@ def medium(classes, size, a):
     "Four chains of conv-norm-ReLU-pool (study D; the order is inferred)."
     return _chains(('conv', 'norm', 'act', 'pool'), classes, a)
 
-# %% ../nbs/06_models.ipynb #c025
+# %% ../nbs/06_models.ipynb #c027
 @network
 def basenet(classes, size, a):
     "Two 5 x 5 convolutions and two linear layers (study E, inferred)."
@@ -189,7 +207,7 @@ def basenet(classes, size, a):
     dense = nn.Linear(flat_features(named(d), size), 200)
     return named(d | dict(flatten=nn.Flatten(), dense=dense, act3=nn.ReLU(), linear=nn.Linear(200, classes)))
 
-# %% ../nbs/06_models.ipynb #c026
+# %% ../nbs/06_models.ipynb #c028
 def he_(model:nn.Module)->nn.Module:
     "He's initialisation, in place: normal weights of variance 2/fan-in for convolutions and linear layers, zero biases."
     for m in model.modules():
@@ -218,7 +236,7 @@ def vgg(classes, size, a):
     model = named(d | dict(linear=nn.Linear(n_in, classes)))
     return he_(model) if a.init == 'he' else model
 
-# %% ../nbs/06_models.ipynb #c028
+# %% ../nbs/06_models.ipynb #c030
 class Residual(nn.Module):
     "`x + body(x)`"
     def __init__(self, body:nn.Module):
@@ -238,7 +256,7 @@ class Scale(nn.Module):
     def forward(self, x): return x*self.factor
     def extra_repr(self): return str(self.factor)
 
-# %% ../nbs/06_models.ipynb #c029
+# %% ../nbs/06_models.ipynb #c031
 @network
 def fast_resnet(classes, size, a):
     "A whitening stem, groups of conv-pool-conv that start as the identity, a global maximum: for small images."
@@ -265,7 +283,7 @@ def fast_resnet(classes, size, a):
         if isinstance(m, nn.BatchNorm2d): m.momentum = 0.4 # speedruns take a few hundred steps: statistics must follow
     return model
 
-# %% ../nbs/06_models.ipynb #c030
+# %% ../nbs/06_models.ipynb #c032
 def needs_whitening(model:nn.Module)->bool:
     "Whether `model` has a stem that waits for `init_whitening`."
     return 'weight' in getattr(getattr(getattr(model, 'stem', None), 'conv', None), '_buffers', {})
@@ -288,16 +306,22 @@ def init_whitening(model:nn.Module,     # a `fast_resnet` with `whiten`
     nn.init.zeros_(model.stem.conv.bias)
     return model
 
-# %% ../nbs/06_models.ipynb #c032
+# %% ../nbs/06_models.ipynb #c034
 def _network(arch):
     if arch in NETWORKS: return NETWORKS[arch]
-    raise BadInput(f"arch: {arch!r} is not a network trained from scratch{nearest(arch, NETWORKS)}; allowed: {', '.join(NETWORKS)}")
+    if arch.startswith('timm:'): return partial(_timm, timm_name(arch))
+    raise BadInput(f"arch: {arch!r} is not a network{nearest(arch, NETWORKS)}; allowed: {', '.join(NETWORKS)}, timm:NAME")
+
+def _trace(model, size, a):
+    shapes = trace_shapes(model, size)
+    if size < getattr(a, 'least', 1): raise TooSmall('avgpool') # its padding alone would be pooled
+    return shapes
 
 def meta_model(arch:str, classes:int, size:int, **arch_args)->nn.Module:
     "`arch` without numbers, on the meta device: what is asked of its shapes costs nothing. `TooSmall` where it has no pixels left."
     f, a = _network(arch), check_arch(arch, arch_args)
     with torch.device('meta'): model = f(classes, size, a)
-    trace_shapes(model, size)
+    _trace(model, size, a)
     return model
 
 def min_size(arch:str, **arch_args)->int: # pixels a side
@@ -317,7 +341,7 @@ def check_size(arch:str, arch_args:dict,
     "`BadInput` when `arch` cannot take these images: it names the layer and the smallest size, or says that the network serves one size only."
     try:
         model = meta_model(arch, 2, size, **arch_args)
-        for size in others: trace_shapes(model, size)
+        for size in others: _trace(model, size, check_arch(arch, arch_args))
     except TooSmall as e:
         raise BadInput(f"size: {size} pixels are too few for {arch}: nothing is left at its layer {e.layer}; "
                        f"the smallest size that works is {min_size(arch, **arch_args)}") from None
@@ -342,7 +366,7 @@ def count_parameters(model:nn.Module,
     "The number of parameters of `model`."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
-# %% ../nbs/06_models.ipynb #c039
+# %% ../nbs/06_models.ipynb #c041
 def layer_macs(layer:nn.Module,
                shape:tuple, # of its output for one image
               )->int:
@@ -366,7 +390,7 @@ def count_macs(model:nn.Module, size:int)->int:
     "Multiply-adds of one image of `size` pixels a side."
     return sum(layer_macs(m, shape) for _, m, shape in trace_shapes(model, size))
 
-# %% ../nbs/06_models.ipynb #c043
+# %% ../nbs/06_models.ipynb #c045
 def model_layers(model:nn.Module)->list[str]:
     "The layers of `model` with their names and settings, one string each, in the order they are defined."
     return [f'{n}: {m}' for n, m in model.named_modules() if not next(m.children(), None)]
