@@ -29,7 +29,8 @@ while state['epoch'] < p.epochs: # 'training': what an epoch gives depends on th
     (tmp/'progress.json').write_text(json.dumps(dict(epoch=state['epoch'], epochs=p.epochs)))
     exec(os.environ.get('STANDIN_' + p.run.upper(), ''))""",
 """(tmp/'checkpoint.json').unlink(missing_ok=True)
-(tmp/'predictions.parquet').write_text(repr(state['value']))
+(tmp/'model.safetensors').write_text(repr(state['value']))
+(tmp/'history.csv').write_text('epoch')
 record = Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(), code=code_hash(p.template), env=environment(),
                 metrics=dict(valid=dict(accuracy=state['value'])), started=started, ended=now())
 write_record(tmp, record)

@@ -72,7 +72,7 @@ def test_plan_run_status_show_and_compare_in_json(project):
     assert json.loads(call('show', 'one/a', '--json')[1])['params']['lr'] == .001
     text = call('show', 'one/a')[1]
     assert 'valid accuracy' in text and 'one/a seed 0, profile quick' in text
-    rows = {r['what']: r for r in json.loads(call('compare', 'one/a', 'one/b', '--json')[1])}
+    rows = {r['what']: r for r in json.loads(call('compare', 'one/a', 'one/b', '--json')[1])['runs']}
     assert rows['lr'] == dict(what='lr', **{'one/a': .001, 'one/b': .01}) and 'epochs' not in rows
     assert call('show', 'one/a', '--seed', 3)[2].startswith('imgcls: one/a: no record of seed 3')
 

@@ -98,10 +98,10 @@ def test_a_spoilt_record_is_told_run_again_and_kept_aside(project):
     assert project.imgcls('run').returncode == 0
     f = project.results/'quick/one/a/s0/record.json'
     f.write_text(f.read_text()[:200])
-    (project.results/'quick/one/b/s0/predictions.parquet').unlink()
+    (project.results/'quick/one/b/s0/history.csv').unlink()
     rows = {r['id']: (r['state'], r['why']) for r in runner.status()}
     assert rows['one/a/s0'][0] == 'spoilt' and 'not a record' in rows['one/a/s0'][1]
-    assert rows['one/b/s0'][0] == 'spoilt' and 'predictions.parquet: missing' in rows['one/b/s0'][1]
+    assert rows['one/b/s0'][0] == 'spoilt' and 'history.csv: missing' in rows['one/b/s0'][1]
     done = project.imgcls('run')
     assert done.returncode == 0 and set(project.records()) == {'one/a/s0', 'one/b/s0'}, done.stderr
     assert len((project.results/'quick/one/a/s0.spoilt/record.json').read_text()) == 200
