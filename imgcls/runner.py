@@ -583,7 +583,7 @@ class Board:
         if not self.tty or time.monotonic() - self._shown < .5: return
         self._shown = time.monotonic()
         width = shutil.get_terminal_size().columns
-        text = f"{self.ended}/{self.total} · {' · '.join(running) or 'waiting'}{f' · about {duration(left)} left' if left else ''}"
+        text = f"{self.ended}/{self.total}{f', about {duration(left)} left' if left else ''} · {' · '.join(running) or 'waiting'}"
         print('\r\033[K' + text[:width-1], end='', file=self.stream, flush=True)
     def clear(self):
         if self.tty: print('\r\033[K', end='', file=self.stream, flush=True)

@@ -25,10 +25,13 @@ def runtime_dir()->str:
     if os.stat(d).st_uid != os.getuid(): raise PermissionError(errno.EPERM, 'belongs to another user', d)
     return d
 
+def _script()->str: return os.path.realpath(globals().get('__file__') or __import__('imgcls.warm').warm.__file__)
+
 def socket_path(env=None)->str:
     "Where a parent with these imports and this environment listens."
     libs = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), 'lib', f'python{sys.version_info[0]}.{sys.version_info[1]}', 'site-packages')
-    seen = [sys.executable, sys.version, modules(), os.stat(libs).st_mtime_ns if os.path.isdir(libs) else 0,
+    script = _script()
+    seen = [script, os.stat(script).st_mtime_ns, sys.executable, sys.version, modules(), os.stat(libs).st_mtime_ns if os.path.isdir(libs) else 0,
             sorted((k, v) for k, v in (env or os.environ).items() if k.startswith(READ_AT_IMPORT))]
     return os.path.join(runtime_dir(), f"warm-{hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]}.sock")
 
@@ -196,9 +199,8 @@ def ensure(linger=600, env=None)->str:
     with open(path + '.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if s := _connect(path): s.close(); return path
-        script = globals().get('__file__') or __import__('imgcls.warm').warm.__file__
         with open(path + '.log', 'wb') as log:
-            p = subprocess.Popen([sys.executable, script, 'serve', path, str(linger), *modules()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            p = subprocess.Popen([sys.executable, _script(), 'serve', path, str(linger), *modules()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                  start_new_session=True, cwd='/', env=env)
         for _ in range(200):
             if s := _connect(path): s.close(); return path
@@ -272,8 +274,7 @@ def _client(argv)->int:
 # %% ../nbs/11_warm.ipynb #c017
 def kernel_argv()->list[str]:
     "The command of the kernel spec."
-    script = globals().get('__file__') or __import__('imgcls.warm').warm.__file__
-    return [sys.executable, '-S', os.path.abspath(script), 'client', '-f', '{connection_file}']
+    return [sys.executable, '-S', _script(), 'client', '-f', '{connection_file}']
 
 def install_spec(prefix=None)->str:
     "Install the kernel spec `imgcls`, so that `papermill -k imgcls` and Jupyter find it; its folder."
