@@ -156,6 +156,22 @@ def cmd_export(a)->int:
     return 0
 
 # %% ../nbs/14_cli.ipynb #c013
+def cmd_predict(a)->int:
+    if len(a.what) < 2: raise BadInput(f'predict: {a.what[0]} and what else? name a run, then its images, such as: imgcls predict {a.what[0]} new_images/')
+    if a.gallery_images < 1: raise BadInput(f'--gallery-images {a.gallery_images}: not allowed; a whole number from 1')
+    from imgcls.predict import predict
+    text = predict(a.what, a.output, [c.strip() for c in a.columns.split(',')], a.probabilities, a.tie_break, a.average, a.gallery, a.gallery_images,
+                   a.gallery_classes and [c.strip() for c in a.gallery_classes.split(',')], a.mark, a.profile, a.seed, log=lambda text: print(text, file=sys.stderr, flush=True))
+    if not a.output: print(text, end='')
+    return 0
+
+def cmd_export(a)->int:
+    from imgcls.predict import export_onnx
+    d = export_onnx(a.run, a.output, a.images, a.profile, a.seed)
+    print(f"{d['file']}: {d['run']}, {d['classes']} classes, {d['size']} x {d['size']} pixels, {d['bytes']/2**20:.1f} MB\nlargest difference of a probability to torch on {d['images']} images: {d['difference']:.2g}; same label on {d['same_label']:.1%}")
+    return 0
+
+# %% ../nbs/14_cli.ipynb #c015
 def cmd_report(a)->int:
     from imgcls import runner
     status = 0
@@ -182,7 +198,7 @@ def cmd_model(a)->int:
     print(model_text(name, size, a.classes, args))
     return 0
 
-# %% ../nbs/14_cli.ipynb #c014
+# %% ../nbs/14_cli.ipynb #c016
 def cmd_check(a)->int:
     from imgcls.checks import check_data
     report = check_data(a.dataset, a.other)
@@ -197,7 +213,7 @@ def cmd_check(a)->int:
         plt.savefig(a.figure, bbox_inches='tight', dpi=120)
     return int(a.strict and bool(report.problems))
 
-# %% ../nbs/14_cli.ipynb #c016
+# %% ../nbs/14_cli.ipynb #c018
 def cmd_new(a)->int:
     from imgcls.runner import new_study
     for f in new_study(a.study): print(f)
@@ -212,20 +228,27 @@ def cmd_kernel(a)->int:
     print('papermill -k imgcls … and Jupyter find it now. Its parent process starts with the first notebook and ends ten minutes after the last.')
     return 0
 
-BENCHES = dict(runner='imgcls.runner:bench_runner')
+BENCHES = dict(loaders='imgcls.loaders:bench_loaders', training='imgcls.training:bench_training', runner='imgcls.runner:bench_runner')
+
+def _flat(d:dict, path=''):
+    "Rows of nested figures; lists of single rounds are for the JSON file."
+    for k, v in d.items():
+        if isinstance(v, dict): yield from _flat(v, f'{path}{k}: ')
+        elif not isinstance(v, list): yield dict(k=path + k, v=v)
 
 def cmd_bench(a)->int:
+    import inspect
     _positive('repeat', a.repeat)
-    results = {}
+    results, wanted = {}, dict(n=a.repeat, rounds=a.repeat, log=lambda text: print(text, file=sys.stderr, flush=True))
     for name in [a.only] if a.only else BENCHES:
         module, fn = BENCHES[name].split(':')
-        kw = dict(n=a.repeat) if a.repeat and name == 'runner' else {}
-        results[name] = getattr(import_module(module), fn)(log=lambda text: print(text, file=sys.stderr, flush=True), **kw)
-        print(table([dict(k=k, v=v) for k, v in results[name].items()], dict(k=name, v='')))
+        fn = getattr(import_module(module), fn)
+        results[name] = fn(**{k: v for k, v in wanted.items() if k in inspect.signature(fn).parameters and v is not None})
+        print(table(list(_flat(results[name])), dict(k=name, v='')))
     if a.json: Path(a.json).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     return 0
 
-# %% ../nbs/14_cli.ipynb #c018
+# %% ../nbs/14_cli.ipynb #c020
 EPILOG = '''\
 first steps:
   imgcls run --profile quick --dry-run   what would be trained, and for how long
@@ -316,10 +339,10 @@ def parser()->argparse.ArgumentParser:
 
     c = command('bench', cmd_bench, 'measure speeds on this machine', 'imgcls bench --only runner --json bench.json')
     c.add_argument('--only', choices=list(BENCHES), help='default: all'); c.add_argument('--json', metavar='FILE', help='write the figures there too')
-    c.add_argument('--repeat', type=int, metavar='N', help='repetitions (runner: 10)')
+    c.add_argument('--repeat', type=int, metavar='N', help='repetitions (default: 10 of the runner, 3 of the others)')
     return top
 
-# %% ../nbs/14_cli.ipynb #c020
+# %% ../nbs/14_cli.ipynb #c022
 def main(argv=None)->int:
     "Entry point: parse, dispatch, turn `BadInput` into one line and exit status 2."
     top = parser()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .params import (BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, results_root, run_file,
-                           study_names)
+                           study_names, template_keys, weight_sources)
 from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, recover,
                             template_file, tmp_dir, verify_record)
 
@@ -100,6 +100,8 @@ def examine(p:Params, # not yet scaled or scaled, either
     if unfinished: return unfinished
     return State('failed', _first_line(_error(failed))) if failed.exists() else State('missing')
 
+def _sees_data(p:Params)->bool: return 'dataset' in template_keys(p.template) # an ensemble sees what its members predicted
+
 def _error(failed:Path)->str:
     try: return read_record(failed).error or ''
     except BadInput as e: return str(e)
@@ -107,7 +109,7 @@ def _error(failed:Path)->str:
 def _compare(record, r, fingerprints, inputs)->State:
     if record.key != r.key: return State('stale', f"params: {_changes(record.params, r.as_dict()) or 'schema'}", record)
     why = 'diverged' if record.status == 'diverged' else ''
-    try: same = record.data is None or record.data.fingerprint == fingerprints.of(r)
+    try: same = record.data is None or not _sees_data(r) or record.data.fingerprint == fingerprints.of(r)
     except BadInput as e: same, why = True, f'data not compared: {e}'
     if not same: return State('stale', f'data: {r.dataset} is not what it was', record)
     changed = [k for k, v in (record.notes.get('inputs') or {}).items() if k in inputs and inputs[k] != v]
@@ -152,11 +154,11 @@ def _entry(p:Params):
     return study, study.runs.get(p.run) if study else None
 
 def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
-    "`(study/run, seed)` that must be there before `p`: the same seed where the other run has it, else its first."
+    """`(study/run, seed)` that must be there before `p`: what its study names, its members, and the run its weights come from. The same seed where the other run has it,
+    else its first."""
     study, entry = _entry(p)
-    if study is None: return []
-    out = []
-    for request in [*study.depends_on, *(entry.depends_on if entry else [])]:
+    out, own = [], [*p.members, *[w[4:] for w in weight_sources(p.weights) if w.startswith('run:')]]
+    for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *own]:
         for name in expand(request, profile):
             seeds = _study(name.split('/')[0], project_root()).seeds_for(profile)
             if name != p.name: out.append((name, p.seed if p.seed in seeds or name.split('/')[0] == p.study else seeds[0]))
@@ -248,7 +250,7 @@ def plan(requests=(), # studies, runs or files; none: every study
         todo = (force and requested) or any(jobs[n].todo for n in needs) or not (
             state.name == 'done' or state.name == 'older code' and not changed_code)
         r = p.resolve()
-        if todo and (r.dataset, r.unreadable) not in checked:
+        if todo and _sees_data(r) and (r.dataset, r.unreadable) not in checked:
             from imgcls import data
             data.check_dataset(r.dataset); checked.add((r.dataset, r.unreadable))
         jobs[id] = Job(p, state, needs, expected_minutes(p, state) if todo else None, todo, force and requested)
@@ -566,7 +568,7 @@ def gpu_share(slot:int, slots:int, gpus:list[str])->dict:
 
 def _payload(job:Job, jobs:dict, alive:Path, **kw)->dict:
     "A job as plain values."
-    params = job.p.model_dump(mode='json', exclude_unset=True)
+    params = {k: v for k, v in job.p.model_dump(mode='json', exclude_unset=True).items() if k in template_keys(job.p.template)}
     return dict(id=job.id, params=params, force=job.forced, inputs=_inputs(jobs, job.needs), alive=str(alive), code=code_hash(job.p.template),
                 seen=_stamp(job.state.record), cwd=os.getcwd(), env={k: v for k, v in os.environ.items() if k.startswith('IMGCLS_')} |
                 dict(IMGCLS_PROJECT=str(project_root()), IMGCLS_RESULTS=str(results_root())), **kw)

@@ -176,3 +176,20 @@ def test_nothing_to_do_and_status_stay_quick_over_300_records(project):
             assert done.returncode == 0, done.stderr
         assert ('302 up to date, 0 to run' in done.stdout) if args == ['run'] else len(json.loads(done.stdout)) == 302
         assert min(times) < 2, times
+
+
+def test_an_ensemble_waits_for_its_members_and_is_stale_when_they_change(project):
+    import shutil
+    shutil.copy(project.root/'nbs/experiments/train.ipynb', project.root/'nbs/experiments/ensemble.ipynb')
+    cells = json.loads((project.root/'nbs/experiments/ensemble.ipynb').read_text())
+    cells['cells'][2]['source'] = "tmp, started, state = begin_record(p), now(), dict(value=len(p.members))\n(tmp/'checkpoint.json').touch()"
+    cells['cells'][0]['source'] = "# parameters\nmembers: list = []"
+    (project.root/'nbs/experiments/ensemble.ipynb').write_text(json.dumps(cells))
+    project.study('both', more='template: ensemble\n', vote='members: [one/a, one/b]\nrule: average\n')
+    plan = runner.plan(['both'])
+    assert [(j.id, j.needs) for j in plan.jobs] == [('one/a/s0', []), ('one/b/s0', []), ('both/vote/s0', ['one/a/s0', 'one/b/s0'])]
+    out = runner.run(plan, jobs=2)
+    assert out.status == 0, out.failed
+    assert not runner.plan(['both']).todo
+    project.put('params/one/b.yaml', 'lr: 3e-2\n')
+    assert [j.id for j in runner.plan(['both']).todo] == ['one/b/s0', 'both/vote/s0']
