@@ -346,7 +346,7 @@ def _dots(ax, labels, ours, low, high, published, xlabel, title, joined):
     band = np.isfinite(low) & np.isfinite(high)
     ax.hlines(y[band], low[band], high[band], color=COLORS[0], lw=1.6, zorder=2)
     ax.plot(low[band], y[band], '|', high[band], y[band], '|', color=COLORS[0], ms=6, zorder=2)
-    ax.plot(published, y, ls='', marker='D', ms=7, mfc='white', mec=COLORS[1], mew=1.7, label='published', zorder=3)
+    if np.isfinite(published).any(): ax.plot(published, y, ls='', marker='D', ms=7, mfc='white', mec=COLORS[1], mew=1.7, label='published', zorder=3)
     ax.plot(ours, y, ls='', marker='o', ms=7, color=COLORS[0], label='ours' + (', 95 % interval over seeds' if band.any() else ''), zorder=4)
     ax.set_yticks(y, labels, fontsize=9); ax.set_ylim(heights.sum() + .02, -.02)
     ax.set(xlabel=xlabel, title=title)
