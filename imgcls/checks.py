@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .data import ImageData, load_data, split_data
+from .data import ImageData, let_go, load_data, split_data
 from .params import BadInput, Params
 
 # %% ../nbs/04_checks.ipynb #c006
@@ -46,6 +46,7 @@ def phash(images:np.ndarray, # uint8 (n, H, H, 3)
         f = (d@g@d.T).reshape(-1, 81)[:, 1:65]
         bits = f > np.median(f, axis=1, keepdims=True)
         out[s:s+2048] = np.packbits(bits, axis=1).view('>u8').ravel()
+        let_go(images)
     return out
 
 # %% ../nbs/04_checks.ipynb #c008

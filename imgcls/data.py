@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['EXTENSIONS', 'ARCHIVES', 'SPLIT_NAMES', 'GIVEN', 'MAX_FILE', 'KNOWN', 'MADE', 'MAX_PIXELS', 'STORE_MAX', 'cache_root',
            'data_roots', 'Labelled', 'folder_layout', 'csv_layout', 'check_labels', 'Entry', 'Source', 'Known',
-           'find_source', 'to_rgb', 'square', 'read_image', 'Chunk', 'ImageData', 'load_data', 'synthetic_images',
-           'Splits', 'split_data', 'prepare_data', 'data_fingerprint', 'check_dataset']
+           'find_source', 'to_rgb', 'square', 'read_image', 'Chunk', 'ImageData', 'let_go', 'load_data',
+           'synthetic_images', 'Splits', 'split_data', 'prepare_data', 'data_fingerprint', 'check_dataset']
 
 # %% ../nbs/03_data.ipynb #c003
-import csv, gzip, hashlib, io, json, lzma, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, warnings, zipfile, zlib
+import csv, gzip, hashlib, io, json, lzma, mmap, os, re, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,6 +124,7 @@ def check_labels(labelled:list[Labelled], where:str)->list[str]:
     ids = Counter(l.id for l in labelled)
     if len(ids) < len(labelled): raise BadInput(f"{where}: '{ids.most_common(1)[0][0]}' is there more than once; rename one")
     splits = {l.split for l in labelled}
+    if splits == {'train'}: raise BadInput(f"{where}: a train split and nothing to test on; add a folder test, or put the class folders side by side without a split folder")
     if splits != {''}:
         if '' in splits: raise BadInput(f"{where}: '{next(l.id for l in labelled if not l.split)}' has no split while others have one; give it one")
         if 'train' not in splits: raise BadInput(f"{where}: no train split, only {', '.join(sorted(splits))}; name one folder train")
@@ -483,6 +484,11 @@ class ImageData:
 @lru_cache(4)
 def _ids(path:str, fingerprint:str)->list[str]: return json.loads((Path(path)/'ids.json').read_text(encoding='utf-8'))
 
+def let_go(images:np.ndarray)->None:
+    "Unmap the pages of a mapped array that were read. The system maps 16 pages around each that is touched and counts them as ours; they stay in its own cache."
+    m = getattr(images, '_mmap', None)
+    if m is not None and hasattr(m, 'madvise'): m.madvise(mmap.MADV_DONTNEED)
+
 class _Writer:
     "Writes a cache folder in order, in bounded memory."
     def __init__(self, tmp:Path): self.tmp, self.f, self.n, self.shape, self.cols, self.ids = tmp, open(tmp/'images.u8', 'wb'), 0, None, {}, []
@@ -766,7 +772,6 @@ def split_data(data:ImageData, p:Params)->Splits:
         train, test = none[~m], none[m]
         notes.append('test: a fifth of each class, drawn here')
     elif not len(test):
-        if not len(valid): raise BadInput(f"{data.name}: a train split and nothing to test on; add a folder test, or put the class folders side by side without a split folder")
         valid, test = test, valid
         notes.append('test: the split the source calls valid')
     if len(valid) and p.valid_from == 'test': raise BadInput(f"{data.name}: valid_from: 'test' is not allowed: the source has a valid split of its own; allowed: train")

@@ -9,7 +9,7 @@ __all__ = ['GATHERED', 'ORDER', 'NORMS', 'pack', 'gather', 'to_float', 'resident
            'Loaders', 'dataloaders', 'bench_loaders']
 
 # %% ../nbs/05_loaders.ipynb #c003
-import mmap, os, tempfile, time, weakref
+import os, tempfile, time, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.core import PILImage
 from PIL import Image
 
-from .data import ImageData, Splits, load_data, prepare_data, read_image, square, to_rgb
+from .data import ImageData, Splits, let_go, load_data, prepare_data, read_image, square, to_rgb
 from .params import BadInput, Params
 
 # %% ../nbs/05_loaders.ipynb #c006
@@ -94,9 +94,7 @@ class Store:
         if x.shape[1] != self.r:
             x = F.interpolate(x.permute(0, 3, 1, 2), (self.r, self.r), mode='bilinear', antialias=True).permute(0, 2, 3, 1)
         self._fetched += x.nbytes
-        if self._fetched > 1 << 28: # mapped pages count as ours until they are let go
-            self._fetched, m = 0, getattr(self.images, '_mmap', None)
-            if m is not None and hasattr(m, 'madvise'): m.madvise(mmap.MADV_DONTNEED)
+        if self._fetched > 1 << 24: self._fetched = 0; let_go(self.images)
         return pack(x)
 
     def flat(self, device:torch.device)->torch.Tensor|None:
@@ -417,7 +415,7 @@ def pixel_stats(images:np.ndarray, # uint8 (N, H, W, 3)
     "Mean and standard deviation from whole-number sums: the same on every machine."
     rows, hist = rows[::-(-len(rows)//20000)], np.zeros((3, 256), np.int64)
     for s in range(0, len(rows), 1024):
-        x = images[rows[s:s+1024]]
+        x = images[rows[s:s+1024]]; let_go(images)
         for c in range(3): hist[c] += np.bincount(x[..., c].ravel(), minlength=256)
     v, n = np.arange(256)/255, hist[0].sum()
     mean = hist@v/n

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageEnhance
 
-from imgcls.checks import check_data, near_pairs, phash, plot_pairs, plot_samples
+from imgcls.checks import _candidates, check_data, near_pairs, phash, plot_pairs, plot_samples
 from imgcls.data import load_data
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,12 @@ def test_pairs_agree_with_comparing_all():
     h = phash(x); i, j = np.triu_indices(len(x), 1); close = np.bitwise_count(h[i] ^ h[j]) <= 3
     got = {(a, b) for a, b, _, m in near_pairs(x) if not m}
     assert set(zip(i[close].tolist(), j[close].tolist())) <= got <= {(k, 150+k) for k in range(40)} and close.sum() > 5
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**64-1), min_size=2, max_size=30), st.sets(st.integers(0, 63), max_size=3))
+def test_hashes_three_bits_apart_always_meet(hashes, flip):
+    a = np.array(hashes, np.uint64); b = a ^ np.uint64(sum(1 << k for k in flip))
+    assert {(k, k) for k in range(len(a))} <= {tuple(p) for p in _candidates(a, b, 10).tolist()}
 
 class Tags(HTMLParser):
     def __init__(self): super().__init__(); self.tags = set()

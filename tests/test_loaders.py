@@ -119,6 +119,7 @@ def test_batches_depend_on_seed_and_epoch_alone(kw):
     e0, e1 = list(a.train), list(a.train)
     assert not same(e0, e1) and not same(e0, list(c.train))
     torch.manual_seed(123); np.random.seed(5); b.one_batch(); b.show_batch(max_n=2)
+    assert same(list(b.train), e0)                           # looking at batches changed nothing
     b.train.set_epoch(1); assert same(list(b.train), e1)    # a resumed training draws the same
     b.train.set_epoch(0); assert same(list(b.train), e0) and same(list(b.train), e1)
     threads = torch.get_num_threads()
