@@ -94,7 +94,7 @@ class Store:
         if x.shape[1] != self.r:
             x = F.interpolate(x.permute(0, 3, 1, 2), (self.r, self.r), mode='bilinear', antialias=True).permute(0, 2, 3, 1)
         self._fetched += x.nbytes
-        if self._fetched > 1 << 24: self._fetched = 0; let_go(self.images)
+        if self._fetched > 1 << 22: self._fetched = 0; let_go(self.images)
         return pack(x)
 
     def flat(self, device:torch.device)->torch.Tensor|None:
