@@ -1,5 +1,5 @@
 "What goes wrong on real machines: kills, interrupts, full disks, two runners, spoilt records, lost workers."
-import errno, json, os, resource, shutil, signal, sys, time
+import errno, json, os, re, shutil, signal, subprocess, sys, time
 
 import pytest
 
@@ -32,19 +32,19 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(project):
 
 
 @linux
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_cleanly_and_the_next_call_goes_on(project, how):
+def test_an_interrupt_ends_cleanly_and_the_next_call_goes_on(project):
     project.put('params/one/a.yaml', 'lr: 1e-3\nepochs: 1\n')
-    p = project.start('run', STANDIN_EPOCH=1)
-    until(lambda: runner.progress_of(project.results/'quick/one/b/s0').get('epoch', 0) >= 2)
-    t0 = time.monotonic()
-    p.send_signal(how)
-    out = p.communicate(timeout=30)[0]
-    assert p.returncode == 1 and time.monotonic() - t0 < 10 and 'stopped: 1 left (one/b/s0); the same command goes on' in out and 'Traceback' not in out, out
-    no_process_left(project)
-    assert [r['state'] for r in runner.status()] == ['done', 'interrupted'] and set(project.records()) == {'one/a/s0'}
+    for how, epoch in ((signal.SIGINT, 2), (signal.SIGTERM, 3)):
+        p = project.start('run', STANDIN_EPOCH=1)
+        until(lambda: runner.progress_of(project.results/'quick/one/b/s0').get('epoch', 0) >= epoch)
+        t0 = time.monotonic()
+        p.send_signal(how)
+        out = p.communicate(timeout=60)[0]
+        assert p.returncode == 1 and time.monotonic() - t0 < 15 and 'stopped: 1 left (one/b/s0); the same command goes on' in out and 'Traceback' not in out, out
+        no_process_left(project)
+        assert [r['state'] for r in runner.status()] == ['done', 'interrupted'] and set(project.records()) == {'one/a/s0'}
     assert project.imgcls('run').returncode == 0
-    assert 'began at 0' not in (project.results/'quick/one/b/s0/run.ipynb').read_text()
+    assert re.search(r'began at [34]', (project.results/'quick/one/b/s0/run.ipynb').read_text())
 
 
 def test_two_runners_do_each_run_once(project):
@@ -61,7 +61,6 @@ def test_a_file_size_limit_fails_that_run_and_keeps_what_was_good(project):
     good = (project.results/'quick/one/a/s0/record.json').read_text()
     project.put('params/one/a.yaml', 'lr: 5e-3\n'); project.put('params/one/b.yaml', 'lr: 6e-3\n')
     code = 'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); from imgcls.cli import main; sys.exit(main())'
-    import subprocess
     done = subprocess.run([sys.executable, '-c', code, 'run'], cwd=project.root, env=project.env(STANDIN_A='print("x"*200_000)'), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     line = next(x for x in done.stderr.splitlines() if x.startswith('failed: one/a/s0'))
