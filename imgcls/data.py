@@ -284,6 +284,9 @@ def _path_source(name:str, path:Path, known:Known|None=None)->Source:
     if path.is_dir():
         listing = _walk(path)
         if not any(_is_image(f) for f, *_ in listing): raise BadInput(f"{where}: no images below {path}; expected <split>/<class>/<image>, <class>/<image>, or a CSV of file names and labels")
+        if known is None and csv_name is None and not any(f.lower().endswith(('.csv', '.tsv')) for f, *_ in listing):
+            bare = sorted(Path(d).relative_to(path).as_posix() for d, below, files in os.walk(path) if not below and not any(map(_is_image, files)) and not Path(d).name.startswith('.'))
+            if bare: raise BadInput(f"{where}: the folder '{bare[0]}' holds no image; add images or remove it")
         return Source(name, _sha('folder', path.resolve(), csv_name, *listing), lambda scratch: _folder_entries(path, label, [f for f, *_ in listing]))
     st = path.stat()
     return Source(name, _sha('archive', path.resolve(), st.st_size, st.st_mtime_ns), lambda scratch: _archive_entries(path, label, scratch))
