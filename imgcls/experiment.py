@@ -147,6 +147,7 @@ def load_run(name:str, # study/run
     found = [(f, r) for f, r in find_records(profile, study, root) if r.run == run and r.seed == seed]
     if not found: raise BadInput(f"{name}: no record of seed {seed}{f' under profile {profile}' if profile else ''}; make it with: imgcls run {name}")
     folder, r = min(found, key=lambda fr: PROFILE_ORDER.index(fr[1].profile) if fr[1].profile in PROFILE_ORDER else -1)
-    learn = learner(make_params(r.params, str(folder)))
+    learn = learner(make_params(r.params, str(folder)), start=False)
+    if learn.params.normalize == 'weights': learn.dls.set_stats(r.model.mean, r.model.std)
     load_weights(learn, folder/'model.safetensors')
     return learn

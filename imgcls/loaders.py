@@ -23,6 +23,7 @@ from fastai.data.transforms import Category, CategoryMap, Normalize
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.core import PILImage
+from fasttransform import Pipeline
 from PIL import Image
 
 from .data import ImageData, Splits, let_go, load_data, prepare_data, read_image, square, to_rgb
@@ -313,6 +314,10 @@ class ResidentDL(TfmdDL):
         self.mixup, self.cutmix, self._const = mixup, cutmix, {}
         self.set_augment(augment, augment_mode)
 
+    def set_stats(self, mean, std):
+        "Normalise by other numbers from now on."
+        self.stats, self._const = (tuple(mean), tuple(std)), {}
+        self.after_batch = Pipeline([Normalize.from_stats(*self.stats, cuda=False) if isinstance(t, Normalize) else t for t in self.after_batch.fs])
     def set_augment(self, names, mode:str='all'): self.augment, self.augment_mode = list(names), mode
     def set_epoch(self, epoch:int): self.epoch = epoch # the next iteration draws for it, later ones count up
     def __len__(self):
@@ -423,6 +428,7 @@ def pixel_stats(images:np.ndarray, # uint8 (N, H, W, 3)
     return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
 
 NORMS = dict(none=((0.,)*3, (1.,)*3), half=((.5,)*3, (.5,)*3), imagenet=((.485, .456, .406), (.229, .224, .225)))
+NORMS['weights'] = NORMS['imagenet'] # until `learner` has found the weights and knows
 
 def class_weights(labels:np.ndarray, c:int)->torch.Tensor:
     "Inverse class frequency, 1 on average over images: float (c,)."
@@ -432,6 +438,10 @@ class Loaders(DataLoaders):
     "fastai `DataLoaders` with `.train`, `.valid`, `.test`, the `data` and `splits` they come from, pixel `stats` and `class_weights` (or None)."
     @property
     def test(self)->ResidentDL: return self.loaders[2]
+    def set_stats(self, mean, std):
+        "Normalise all splits by other numbers from now on."
+        self.stats = tuple(mean), tuple(std)
+        for dl in self.loaders: dl.set_stats(*self.stats)
     def test_dl(self, test_items, rm_type_tfms=None, with_labels:bool=False, **kw)->ResidentDL:
         "Files, PIL images, arrays or positions in valid, treated as valid images are."
         return self.valid.new(test_items, with_labels=with_labels, **kw)

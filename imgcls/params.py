@@ -7,10 +7,10 @@ __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation
            'Freeze', 'GROUPS', 'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet',
            'BlockCNN', 'GroupResNet', 'CNN4', 'Backbone', 'TorchvisionVGG', 'TorchvisionVGGNorm', 'VGG', 'Stemmed',
            'ResNet', 'MobileNet', 'ConvNeXt', 'Timm', 'Chains', 'SimpleChains', 'ComplexChains', 'MediumChains',
-           'BaseNet', 'FastResNet', 'arch_class', 'check_arch', 'weight_sources', 'ModelParams', 'Phase', 'TrainParams',
-           'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys', 'Params', 'make_params', 'project_root',
-           'results_root', 'study_names', 'profile_names', 'run_file', 'profile_file', 'load_params', 'RunEntry',
-           'Published', 'Study', 'load_study', 'notebook_params', 'parameters_cell']
+           'BaseNet', 'FastResNet', 'arch_class', 'check_arch', 'weight_sources', 'weights_file', 'ModelParams',
+           'Phase', 'TrainParams', 'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys', 'Params',
+           'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file', 'profile_file',
+           'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params', 'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -269,6 +269,12 @@ def weight_sources(weights:str)->list[str]:
         if not ok: raise ValueError(f"{w!r} is no place for weights{nearest(w, ['imagenet', 'none'])}; allowed: {WEIGHTS}")
     return out
 
+def weights_file(name:str)->Path:
+    "The weights file at `name`, seen from the working directory or the project; `BadInput` where there is none."
+    for base in (Path.cwd(), project_root()):
+        if (base/Path(name).expanduser()).is_file(): return (base/Path(name).expanduser()).resolve()
+    raise BadInput(f'weights: {name}: no such file; allowed: {WEIGHTS}')
+
 class ModelParams(Strict):
     "Which network, and where its weights come from."
     arch: str = 'convnet'
@@ -449,6 +455,7 @@ def _check_recipe(p:Params, sources:dict, where:str):
     if p.schedule == 'fine_tune' and (p.phases or not isinstance(p.lr, float)):
         stop('schedule', "fine_tune makes its own phases (freeze_epochs on the head, then epochs on all) from one lr, a number; leave phases out and give a number, or write the phases out")
     if any(ph.schedule == 'fine_tune' for ph in p.phases): stop('phases', "schedule: 'fine_tune' is for a whole run, not for a phase; allowed: constant, step, cosine, one_cycle, plateau")
+    if p.normalize == 'weights' and p.weights == 'none': stop('normalize', "'weights' means as the weights were trained, and there are none; allowed: none, half, imagenet, dataset")
     if issubclass(arch_class(p.arch), Backbone): return
     asked = dict(weights=p.weights != 'none', head=p.head != 'library', freeze=p.freeze != 'none', schedule=p.schedule == 'fine_tune',
                  phases=any(ph.freeze not in (None, 'none') for ph in p.phases))

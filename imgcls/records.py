@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'params_dir', 'tmp_dir', 'failed_dir', 'now',
            'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'environment', 'git_state',
-           'begin_record', 'write_record', 'commit_record', 'recover', 'fail_record', 'read_record', 'verify_record',
-           'find_records', 'results', 'history', 'predictions']
+           'begin_record', 'weights_record', 'write_record', 'commit_record', 'recover', 'fail_record', 'read_record',
+           'verify_record', 'find_records', 'results', 'history', 'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -163,6 +163,17 @@ def begin_record(p:Params, root:Path|None=None)->Path:
     tmp.mkdir(parents=True)
     write_atomic(tmp/'key', key)
     return tmp
+
+def weights_record(run:str, # study/run
+                   p:Params, # who asks
+                   root:Path|None=None)->tuple[Path, 'Record']: # folder and record
+    "The record whose weights `run:study/run` means: of the same profile, else of the largest that has it; of the same seed where the run has it, else of its first."
+    study, _, name = run.partition('/')
+    for profile in dict.fromkeys([p.profile, 'full', 'cpu']):
+        seeds = load_study(study).seeds_for(profile) if study in study_names() else [0]
+        folder = run_dir(profile, study, name, p.seed if p.seed in seeds or study == p.study else seeds[0], root)
+        if (folder/'record.json').exists(): return folder, read_record(folder)
+    raise BadInput(f'weights: run:{run}: no record here; make it with: imgcls run {run} --profile {p.profile}')
 
 def write_record(tmp:Path, record:Record)->Record:
     "Write `record.json` with the checksums of all files in `tmp`."

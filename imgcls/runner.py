@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATA_KEYS', 'NEW', 'Fingerprints', 'State', 'record_digest', 'lock_file', 'progress_of', 'examine', 'Job', 'expand',
-           'dependencies', 'expected_minutes', 'Plan', 'duration', 'plan', 'execute', 'LocalSlots', 'DaskSlots',
-           'gpu_share', 'Board', 'Outcome', 'run', 'status', 'drift', 'new_study', 'bench_runner']
+           'weight_runs', 'check_weights', 'dependencies', 'expected_minutes', 'Plan', 'duration', 'plan', 'execute',
+           'LocalSlots', 'DaskSlots', 'gpu_share', 'Board', 'Outcome', 'run', 'status', 'drift', 'new_study',
+           'bench_runner']
 
 # %% ../nbs/11_runner.ipynb #c003
 import contextlib, functools, hashlib, importlib, itertools, json, logging, os, re, shutil, signal, socket, statistics, sys, threading, time, uuid
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .params import (BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, results_root, run_file,
-                           study_names, template_keys, weight_sources)
+                           study_names, template_keys, weight_sources, weights_file)
 from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, recover,
                             template_file, tmp_dir, verify_record)
 
@@ -153,12 +154,27 @@ def _entry(p:Params):
     study = _study(p.study, project_root())
     return study, study.runs.get(p.run) if study else None
 
+def weight_runs(p:Params)->list[str]:
+    "Runs whose weights `p` may start from."
+    return [w.removeprefix('run:') for w in weight_sources(p.weights) if w.startswith('run:')]
+
+def check_weights(p:Params):
+    "Cheap: what can be known of weights and a timm model before anything starts; `BadInput` otherwise."
+    for w in weight_sources(p.weights):
+        if w.startswith('run:'):
+            other = load_params(w.removeprefix('run:'))
+            if other.arch != p.arch: raise BadInput(f"{p.name}: weights: {w}: a {other.arch}, not a {p.arch}")
+        elif w not in ('none', 'imagenet') and '://' not in w: weights_file(w)
+    if p.arch.startswith('timm:'):
+        from imgcls.models import timm_name
+        timm_name(p.arch)
+
 def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
     """`(study/run, seed)` that must be there before `p`: what its study names, its members, and the run its weights come from. The same seed where the other run has it,
     else its first."""
     study, entry = _entry(p)
-    out, own = [], [*p.members, *[w[4:] for w in weight_sources(p.weights) if w.startswith('run:')]]
-    for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *own]:
+    out = []
+    for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *p.members, *weight_runs(p)]:
         for name in expand(request, profile):
             seeds = _study(name.split('/')[0], project_root()).seeds_for(profile)
             if name != p.name: out.append((name, p.seed if p.seed in seeds or name.split('/')[0] == p.study else seeds[0]))
@@ -242,6 +258,8 @@ def plan(requests=(), # studies, runs or files; none: every study
             return id
         if not template_file(p.template).is_file(): raise BadInput(f'{template_file(p.template)}: no such template')
         needs = [add(n, s, False, (*path, id)) for n, s in dependencies(p, profile)]
+        for n in needs: # a record without its weights came from another machine: enough to read, not to start from
+            if not jobs[n].todo and jobs[n].p.name in weight_runs(p) and not (jobs[n].folder/'model.safetensors').exists(): jobs[n].todo = jobs[n].forced = True
         folder = params_dir(p)
         if folder.with_name(folder.name + '.old').exists():
             from filelock import Timeout
@@ -253,6 +271,7 @@ def plan(requests=(), # studies, runs or files; none: every study
         if todo and _sees_data(r) and (r.dataset, r.unreadable) not in checked:
             from imgcls import data
             data.check_dataset(r.dataset); checked.add((r.dataset, r.unreadable))
+        if todo: check_weights(p)
         jobs[id] = Job(p, state, needs, expected_minutes(p, state) if todo else None, todo, force and requested)
         return id
 
