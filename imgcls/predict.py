@@ -7,10 +7,12 @@ __all__ = ['CHUNK', 'RESIZE', 'TOLERANCE', 'natural', 'find_images', 'find_run',
            'label_images', 'gallery', 'split_arguments', 'to_csv', 'predict', 'export_onnx']
 
 # %% ../nbs/10_predict.ipynb #c003
-import base64, csv, glob, html, io, json, math, os, re, tempfile, time, warnings
+import base64, glob, html, io, json, os, re, tempfile, time, warnings
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -20,7 +22,7 @@ from torch import nn
 from .data import ARCHIVES, Entry, Labelled, _archive_entries, _decode, _is_image, _pool, _progress, _walk, prepare_data, to_rgb
 from .evaluation import predictions, same_classes, vote
 from .experiment import PROFILE_ORDER
-from .loaders import Store, apply, pick_device
+from .loaders import Store, apply, one_thread, pick_device
 from .models import build_model
 from .params import BadInput, load_study, make_params, nearest, run_file, study_names
 from .records import Record, find_records, write_atomic
@@ -29,7 +31,7 @@ from .training import load_weights, pick_dtype
 # %% ../nbs/10_predict.ipynb #c008
 def natural(name:str # '/'-separated
            )->list:
-    "Sort key: folders first come first, numbers by their value."
+    "Sort key: folder by folder, numbers by their value."
     return [[int(s) if i % 2 else s for i, s in enumerate(re.split(r'(\d+)', part))] for part in name.split('/')] + [[name]]
 
 def find_images(where:str|Path|Sequence, # a folder, an archive, a pattern such as 'new/*.png', or files
@@ -211,15 +213,18 @@ def label_images(team:Team, entries:list[Entry], # from `find_images`
     P, good = [np.zeros((n, C), np.float32) for _ in team.models], np.ones(n, bool)
     groups = [entries[s:s+CHUNK] for s in range(0, n, CHUNK)]
     sizes = sorted({m.stored for m in team.models})
-    with _pool(workers) as decode, _progress(n*len(sizes), 'labelling') as bar:
+    def label(size, at, pixels):
+        for m, q in zip(team.models, P):
+            if m.stored == size and len(at): q[at] = m(pixels)
+    with _pool(workers) as decode, _progress(n*len(sizes), 'labelling') as bar, one_thread(torch.device('cpu')), ThreadPoolExecutor(hands := cores() if team.models[0].device.type == 'cpu' else 1) as net:
+        doing = deque()
         for size in sizes:
             for k, c in enumerate(decode((g, size) for g in groups)):
                 at = np.arange(k*CHUNK, k*CHUNK + len(groups[k]))
                 for i, why in c.errors: good[at[i]] = False; errors[entries[at[i]].id] = why
-                at = np.delete(at, [i for i, _ in c.errors])
-                for m, q in zip(team.models, P):
-                    if m.stored == size and len(at): torch.set_num_threads(m.params.threads); q[at] = m(c.pixels)
-                bar.update(len(groups[k]))
+                doing.append((net.submit(label, size, np.delete(at, [i for i, _ in c.errors]), c.pixels), len(at)))
+                while len(doing) > hands: f, m = doing.popleft(); f.result(); bar.update(m) # a few ahead: memory stays bounded
+        for f, m in doing: f.result(); bar.update(m)
     if not good.any(): raise BadInput(f"images: none of the {n} files can be read, the first: {entries[0].id}: {errors[entries[0].id]}")
     index, probs = team.decide(P)
     return Labels([e.id for e in entries], np.where(good, index, -1), probs, list(team.classes), errors, entries, time.perf_counter() - t0, team.name)
