@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILE_ORDER', 'params_table', 'class_counts', 'split_table', 'history_table', 'show_batch', 'Progress', 'Scores',
-           'evaluate', 'device_name', 'save_record', 'load_run']
+           'evaluate', 'device_name', 'save_record', 'load_run', 'ensemble_members', 'member_predictions',
+           'put_together', 'save_ensemble']
 
 # %% ../nbs/09a_experiment.ipynb #c002
 import json, os, sys, time
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from .evaluation import classification_report, confusion, metrics, predictions
+from .evaluation import average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
 from .loaders import dataloaders
 from .models import count_macs, count_parameters
 from .params import BadInput, Params, make_params
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
                             params_dir, write_atomic, write_record)
+from .records import predictions as read_predictions
 from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, probabilities, save_weights
 
 # %% ../nbs/09a_experiment.ipynb #c005
@@ -151,3 +153,40 @@ def load_run(name:str, # study/run
     if learn.params.normalize == 'weights': learn.dls.set_stats(r.model.mean, r.model.std)
     load_weights(learn, folder/'model.safetensors')
     return learn
+
+# %% ../nbs/09a_experiment.ipynb #e002
+def ensemble_members(p:Params, # of the template ensemble
+                     root:Path|None=None)->dict: # study/run → (folder, record)
+    "The records of an ensemble's members; `BadInput` says how to make a missing one, or what they have not in common."
+    out = {}
+    for name in p.members:
+        study, run = name.split('/')
+        have = {r.seed: (f, r) for f, r in find_records(p.profile, study, root) if r.run == run}
+        seed = p.seed if p.seed in have else min(have, default=None)
+        if seed is None: raise BadInput(f'{p.name}: its member {name} has no record in profile {p.profile}; make it with: imgcls run {name} --profile {p.profile}')
+        out[name] = have[seed]
+    same_classes({k: r.data.classes for k, (_, r) in out.items()})
+    return out
+
+def member_predictions(p:Params, members:dict)->dict: # study/run → predictions on valid, and on test where `p.evaluate_test`
+    "What each member predicted, rows in one order."
+    return same_images({k: pd.concat([of_split(read_predictions(f), s) for s in ['valid'] + ['test']*p.evaluate_test], ignore_index=True) for k, (f, _) in members.items()})
+
+def put_together(p:Params, frames:dict, classes:list)->Scores:
+    "The ensemble's predictions and metrics, by its rule."
+    if p.rule == 'vote': frame = vote(frames, classes, p.tie_break)
+    else: frame = average(frames, classes, 'valid' if p.rule == 'weighted' else 'equal', p.keep_probabilities)
+    return Scores(frame, list(classes), 'test' if p.evaluate_test else 'valid')
+
+def save_ensemble(folder:Path, p:Params, members:dict, scores:Scores, seconds:float)->Record:
+    "Write an ensemble's record: its own predictions and metrics; members, their seeds and the sum of their training seconds in the notes."
+    records = [r for _, r in members.values()]
+    scores.frame.to_parquet(folder/'predictions.parquet', index=False)
+    trained = [r.timing.train_seconds for r in records]
+    record = Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(), data=records[0].data,
+        model=ModelInfo(arch='ensemble', parameters=sum(r.model.parameters for r in records), macs=sum(r.model.macs or 0 for r in records) or None, weights='members'),
+        metrics=scores.metrics, timing=Timing(total_seconds=seconds), env=environment(), code=code_hash(p.template), git=git_state(), ended=now(),
+        notes=dict(members={k: r.seed for k, (_, r) in members.items()}, train_seconds=None if None in trained else sum(trained)))
+    write_record(folder, record)
+    if not os.environ.get('IMGCLS_RUNNER'): commit_record(folder, folder.with_name(folder.name.removesuffix('.tmp')))
+    return record

@@ -105,7 +105,7 @@ def write_atomic(path:Path, text:str|bytes):
 # %% ../nbs/01_records.ipynb #c010
 ROOMS = dict(train=['params', 'data', 'loaders', 'models', 'pretrained', 'training', 'evaluation'],
              search=['params', 'data', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'search'],
-             ensemble=['params', 'evaluation'])
+             ensemble=['params', 'evaluation', 'experiment'])
 
 def _tree(source:str)->str:
     "The syntax of `source` without docstrings, comments and layout."

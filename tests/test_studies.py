@@ -20,7 +20,7 @@ def different(a, b):
     "Names of the parameters that differ; arguments of the same architecture one by one."
     a, b = a.as_dict(), b.as_dict()
     keys = {k for k in a if a[k] != b[k]} - {'study', 'run'}
-    if a['arch'] == b['arch'] and 'arch_args' in keys:
+    if a.get('arch') == b.get('arch') and 'arch_args' in keys:
         keys = keys - {'arch_args'} | {f'arch_args.{k}' for k in a['arch_args'] if a['arch_args'][k] != b['arch_args'][k]}
     return keys
 
