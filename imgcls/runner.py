@@ -434,7 +434,7 @@ def execute(job:dict # plain values, see `_payload`
     out = lambda status, error='', **kw: dict(id=job['id'], status=status, error=error, seconds=time.time() - t0, **kw)
     try:
         code_hash.cache_clear()
-        if job['code'] != code_hash(p.template): return out('failed', 'the code here is not the code of the runner: install the same imgcls and templates on every worker')
+        if job['cluster'] and job['code'] != code_hash(p.template): return out('failed', 'the code here is not the code of the runner: install the same imgcls and templates on every worker')
         with _lock(folder): return _execute(job | dict(started=now()), p, folder, out)
     except Timeout: return out('busy')
     except OSError as e: return out('failed', f'{e.filename or folder}: {e.strerror or e}', stored=False)
@@ -652,7 +652,7 @@ def run(plan:Plan,
         if not warm.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
     alive, stop = _open_store(), []
     slots = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo)))
-    work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n)),
+    work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n), cluster=bool(cluster)),
                  Board(len(plan.todo), stream), out)
     with _signals(stop):
         try:
@@ -854,7 +854,7 @@ def bench_runner(n:int=10, # runs on each side
             return time.time() - t0, import_end(out) - t0
         def ours(seed):
             t0 = time.time()
-            payload = _payload(plan(['bench'], seeds=[seed]).jobs[0], {}, alive, timeout=None, kernel='auto', memory=None)
+            payload = _payload(plan(['bench'], seeds=[seed]).jobs[0], {}, alive, timeout=None, kernel='auto', memory=None, cluster=False)
             result = _module().execute(payload)
             if result['status'] != 'done': raise BadInput(f"bench: {result['error']}")
             folder = Path(os.environ['IMGCLS_RESULTS'])/f'quick/bench/digits/s{seed}'
