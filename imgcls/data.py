@@ -765,7 +765,7 @@ def _carve(pool:np.ndarray, pct:float, data:ImageData, content:np.ndarray, rank:
     return chosen[unit]
 
 def split_data(data:ImageData, p:Params)->Splits:
-    "Train, valid and test of `data` under `p.valid_pct`, `valid_from`, `split_seed` and `train_limit`."
+    "Train, valid and test of `data` under `p.valid_pct`, `valid_from`, `split_seed`, `train_limit` and `train_share`."
     rank = _mix(data.keys ^ _mix(np.uint64([p.split_seed])))
     content = data.content
     at = lambda s: np.flatnonzero(data.given_codes == GIVEN.index(s))
@@ -793,11 +793,13 @@ def split_data(data:ImageData, p:Params)->Splits:
         notes.append(f'valid: {p.valid_pct:.0%} of each class of {p.valid_from}, seed {p.split_seed}')
     else: train = without(train, valid, 'train')
     notes += [f'{k}: {n} left out, copies of pictures in {"test" if k == "valid" else "valid or test"}' for k, n in dropped.items()]
-    if p.train_limit:
+    if p.train_limit or p.train_share < 1:
         order = np.lexsort((rank[train], data.labels[train]))
         labels = data.labels[train][order]
-        starts = np.r_[0, np.cumsum(np.bincount(labels, minlength=data.c))[:-1]]
-        train = train[order[np.arange(len(order)) - starts[labels] < p.train_limit]]
+        counts = np.bincount(labels, minlength=data.c)
+        starts, kept = np.r_[0, np.cumsum(counts)[:-1]], np.minimum(counts, p.train_limit or counts.max())
+        kept = np.maximum(1, np.rint(kept*p.train_share))
+        train = train[order[np.arange(len(order)) - starts[labels] < kept[labels]]]
     train, valid, test = (np.sort(a).astype(np.int64) for a in (train, valid, test))
     if missing := np.flatnonzero(np.bincount(data.labels[train], minlength=data.c) == 0).tolist():
         raise BadInput(f"{data.name}: class '{data.classes[missing[0]]}' has no image left in train once copies of held-out pictures are dropped; add images or take it out")

@@ -97,6 +97,7 @@ class DataParams(Strict):
     dataset: str = 'digits'                      # a name, a folder or an archive
     size: Size | None = None                     # pixels a side; none: as stored
     train_limit: Annotated[Int, Field(ge=1)] | None = None # images a class, drawn by split_seed
+    train_share: Annotated[Float, Field(gt=0, le=1)] = 1. # of those of each class; a smaller share lies within a larger one
     valid_pct: Annotated[Float, Field(gt=0, lt=1)] = 0.1   # share of `valid_from` that becomes valid
     valid_from: Literal['train', 'test'] = 'train' # which split valid is carved from, when the source has none
     split_seed: Annotated[Int, Field(ge=0)] = 42 # the same split for every seed of a run

@@ -21,7 +21,7 @@ from .records import (Record, begin_record, code_hash, commit_record, fail_recor
                             template_file, tmp_dir, verify_record)
 
 # %% ../nbs/11_runner.ipynb #c008
-DATA_KEYS = ('dataset', 'size', 'train_limit', 'valid_pct', 'valid_from', 'split_seed', 'unreadable')
+DATA_KEYS = ('dataset', 'size', 'train_limit', 'train_share', 'valid_pct', 'valid_from', 'split_seed', 'unreadable')
 
 class Fingerprints(dict):
     "Data fingerprints, asked for once for each dataset and split."

@@ -7,7 +7,7 @@ import pytest
 from imgcls.models import NETWORKS, check_size, count_parameters, meta_model, model_layers
 from imgcls.params import ARCHS, Params, load_params, load_study, profile_names, project_root, read_yaml, run_file, study_names
 
-OURS = 'ablation', 'capacity', 'generated100', 'scratch'
+OURS = 'ablation', 'capacity', 'generated100', 'pretrain', 'scratch', 'transfer'
 STUDIES = {s: load_study(s) for s in study_names()}
 RUNS = [(s, r) for s, study in STUDIES.items() for r in study.runs]
 STEPS = [(s, r) for s, r in RUNS if STUDIES[s].runs[r].parent]
