@@ -25,6 +25,7 @@ from .experiment import PROFILE_ORDER
 from .loaders import Store, apply, one_thread, pick_device
 from .models import build_model
 from .params import BadInput, load_study, make_params, nearest, run_file, study_names
+from .pretrained import is_backbone, set_head
 from .records import Record, find_records, write_atomic
 from .training import load_weights, pick_dtype
 
@@ -100,6 +101,7 @@ class Model:
         self.device = pick_device(self.params.device if self.params.device != 'cuda' or torch.cuda.is_available() else 'cpu')
         self.dtype = pick_dtype(self.params, self.device)
         with torch.random.fork_rng(devices=[]): self.model = build_model(self.params.arch, len(self.classes), self.size, **self.params.arch_args)
+        if is_backbone(self.params.arch): set_head(self.model, self.params.head, len(self.classes))
         load_weights(self, folder/'model.safetensors') # into `model`, by the names of `params`
         self.model = self.model.float().to(self.device).eval()
         if self.params.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
