@@ -22,6 +22,13 @@ $(STAMP): settings.ini setup.py pyproject.toml requirements.lock
 report: $(STAMP)  ## run the quick profile (PROFILE=cpu for another) and build the book
 	$(BIN)/imgcls report --profile $(PROFILE)
 
+readme: $(STAMP)  ## write the README's table and figure from the committed records
+	$(BIN)/python -c 'from imgcls.report import write_readme; write_readme()'
+
+check-site: $(STAMP)  ## a headless browser over the whole built site (PROFILE=quick)
+	$(BIN)/python tests/browser.py
+	$(BIN)/python -m tests.check_site site/$(PROFILE)
+
 test: $(STAMP)  ## nbdev-test on every notebook, then pytest, browser tests included
 	$(BIN)/python tests/browser.py
 	$(BIN)/nbdev-test --n-workers 2

@@ -55,7 +55,7 @@ def html_table(df, # cells are HTML; index and column names are text
     "`df` as an accessible HTML table."
     head = ''.join(f'<th scope="col">{html.escape(str(c))}</th>' for c in [df.index.name or '', *(str(c).rstrip() for c in df.columns)])
     body = ''.join('<tr>' + f'<th scope="row">{i}</th>' + ''.join(f'<td>{v}</td>' for v in row) + '</tr>' for i, row in zip(df.index, df.to_numpy()))
-    return _html(f'<div class="table-box" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="imgcls{" sortable" if sort else ""}"><caption>{html.escape(caption)}</caption>'
+    return _html(f'<div class="table-box" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="imgcls{" sortable" if sort else ""}"><caption><span>{html.escape(caption)}</span></caption>'
                  f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 def rows_table(rows:list[dict], # equal keys, cells are HTML; the first key names the row
@@ -408,7 +408,7 @@ class Beside:
     def cell(self)->str:
         "HTML: our number, linked, and how far it is from theirs."
         if self.ours is None: return '<span class="missing">not run</span>' if not self.note else f'<span class="missing">{html.escape(self.note)}</span>'
-        return link(_unit(self.ours, self.unit), self.runs.href) + (f' <span class="ci">{self.difference}</span>' if self.difference != '–' else '')
+        return link(_unit(self.ours, self.unit), self.runs.href, f'{self.runs.name}: {self.what}') + (f' <span class="ci">{self.difference}</span>' if self.difference != '–' else '')
     def row(self)->dict:
         return {'run': self.runs.link() if self.runs is not None else html.escape(self.name), 'number': html.escape(self.what) + (f', {self.unit}' if self.unit else ''), 'published': html.escape(self.said),
                 'ours': self.cell().split(' <span class="ci">')[0], 'ours − published': self.difference}
@@ -850,7 +850,7 @@ def _about(study:str, run:str, seeds:dict)->str:
     rows = ''.join(f'<tr><th scope="row">{s}</th><td>{rec.status}</td><td>{percent(rec.metric("test"))}</td><td>{percent(rec.metric("valid"))}</td>'
         f'<td>{link("executed notebook", f"s{s}.html") if rec.notebook else "run by hand"}</td><td>{link("record", f"s{s}.json")}</td>'
         f'<td>{link(rec.git.get("commit", "")[:9] or "–", commit_url(rec))}{" + changes" if rec.git.get("dirty") else ""}</td><td>{html.escape(rec.ended[:10])}</td></tr>' for s, (_, rec) in seeds.items())
-    return (f'# {study}/{run}\n\n<div class="table-box" tabindex="0" role="region" aria-label="Seeds"><table class="imgcls"><caption>Seeds of {study}/{run}</caption><thead><tr>'
+    return (f'# {study}/{run}\n\n<div class="table-box" tabindex="0" role="region" aria-label="Seeds"><table class="imgcls"><caption><span>Seeds of {study}/{run}</span></caption><thead><tr>'
             + ''.join(f'<th scope="col">{c}</th>' for c in ['seed', 'status', 'test accuracy %', 'valid accuracy %', 'notebook', 'record', 'commit', 'ended'])
             + f'</tr></thead><tbody>{rows}</tbody></table></div>\n\n## Params file\n\n```yaml\n{params.rstrip()}\n```\n\n## As resolved\n\n```yaml\n{yaml.safe_dump(r.params, sort_keys=False).rstrip()}\n```\n')
 
@@ -864,7 +864,8 @@ def _run_notebook(folder:Path, r:Record)->str:
     except ValueError: raise BadInput(f"{folder}/run.ipynb: not a notebook; run it again: imgcls run {r.name} --profile {r.profile} --force") from None
     first = next((c for c in nb['cells'] if c['cell_type'] == 'markdown'), None)
     if first is not None: first['source'] = re.sub(r'^# .*', f'# {r.study}/{r.run}, seed {r.seed}', ''.join(first['source']), count=1)
-    links = ' · '.join(['[params and all seeds](about.html)', f'[record](s{r.seed}.json)'] + ([f"[commit {r.git['commit'][:9]}]({commit_url(r)})"] if commit_url(r) else []))
+    # as HTML: MyST takes a link to a file it does not know for a heading
+    links = ' · '.join([link('params and all seeds', 'about.html'), link('record', f's{r.seed}.json')] + ([link(f"commit {r.git['commit'][:9]}", commit_url(r))] if commit_url(r) else []))
     nb['cells'].insert(1, _cell('markdown', links))
     for i, c in enumerate(nb['cells']):
         tags = c['metadata'].get('tags', [])
@@ -905,7 +906,7 @@ def _execute_page(source:Path, out:Path, params:dict)->str|None:
     try:
         for i, c in enumerate(nb['cells']):
             text, tags = ''.join(c['source']), c['metadata'].get('tags', [])
-            if c['cell_type'] != 'code': cells.append(_cell(c['cell_type'], text.replace('# STUDY', f'# {title}'), id=f'c{i}')); continue
+            if c['cell_type'] != 'code': cells.append(_cell(c['cell_type'], text.replace('# STUDY', '# ' + re.sub(r'([\\`*_\[\]<>&#$])', r'\\\1', title)), id=f'c{i}')); continue
             outputs = shell.run(text)
             if shell.exc is not None: return f'{source.name}: {type(shell.exc).__name__}: {shell.exc}'
             if 'parameters' in tags: shell.user_ns.update(params); continue
@@ -978,6 +979,8 @@ def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, wor
     done = subprocess.run([sys.executable, '-c', 'import sys; sys.modules["rfc3987_syntax"] = None; from jupyter_book.cli.main import main; main()', 'build', '--quiet', str(stage)], capture_output=True, text=True)
     built = stage/'_build'/'html'
     if not (built/'index.html').exists(): raise BadInput(f"the book was not built: jupyter-book: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+    # 1.5 MB of drawn icons, which the theme's web fonts show as well
+    (built/'_static'/'scripts'/'fontawesome.js').write_text('')
     missing = check_site(built)
     if missing: raise BadInput(f"the book is incomplete: {'; '.join(missing[:5])}{f' and {len(missing)-5} more' if len(missing) > 5 else ''}")
     tmp = site.with_name(site.name + '.new')
@@ -1019,5 +1022,6 @@ def check_site(site:Path)->list[str]:
                 continue
             target = (f.parent/unquote(u.path)).resolve() if u.path else f
             if target.is_dir(): target = target/'index.html'
-            if not target.exists(): problems.append(f'{f.relative_to(Path(site).resolve())}: {tag} {url} leads nowhere')
+            gone = u.fragment and target in parsed and unquote(u.fragment) not in parsed[target].ids
+            if gone or not target.exists(): problems.append(f'{f.relative_to(Path(site).resolve())}: {tag} {url} leads nowhere')
     return problems
