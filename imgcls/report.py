@@ -336,7 +336,7 @@ def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):
     "Validation accuracy epoch by epoch: of all runs of a study, of the best ten where there are more."
     from imgcls.plots import plot_curves
     h = {k: v for k, v in book.histories(study).items() if v}
-    if not h: return missing(book, study)
+    if not h: return _html('') if any(book.runs(study)) else missing(book, study) # an ensemble is not trained
     top = sorted(h, key=lambda k: -(book.run(study, k).mean('max_valid_accuracy') or 0))[:most]
     out = _shown(plot_curves({k: v for k, v in h.items() if k in top}, metric))
     return _html(out.data + f'<p class="note">The best {most} of {len(h)} runs.</p>') if len(h) > most else out
