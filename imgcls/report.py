@@ -810,7 +810,8 @@ def _readme_figure(shown, figure):
     from imgcls.plots import plot_tradeoff
     d = pd.DataFrame(shown.values())
     best = d.loc[d.groupby('study')['test_accuracy'].idxmax()].index
-    ax = plot_tradeoff(d.assign(label=d['run'].where(d.index.isin(best), '')), label='label', group='study')
+    named = d['run'] if len(d) <= 8 else d['run'].where(d.index.isin(best), '') # more names would lie on each other
+    ax = plot_tradeoff(d.assign(label=named), label='label', group='study' if d['study'].nunique() > 1 else None)
     figure.parent.mkdir(parents=True, exist_ok=True)
     ax.figure.savefig(figure, dpi=110, bbox_inches='tight', facecolor='white', metadata={'imgcls': _shown_key(shown), 'Software': None}); plt.close(ax.figure)
 
