@@ -584,9 +584,13 @@ def data_answer(book:Book):
     if not names: return front(book)
     rec = {n: book.best_on(n).first[1].data for n in names}
     said = [f'<b>{html.escape(n)}</b> ({sum(rec[n].images.values()):,} images of {len(rec[n].classes)} classes)' for n in names]
-    bad = [n for n in names if (f := findings(n)) and '<b>Problem</b>' in f]
+    found = {n: f for n in names if (f := findings(n))}
+    bad, clean, unseen = [n for n in found if '<b>Problem</b>' in found[n]], [n for n in found if '<b>Problem</b>' not in found[n]], [n for n in names if n not in found]
+    checked = [f'The check for copies, leaks between splits and conflicting labels finds problems in {", ".join(bad)}, listed below.']*bool(bad)
+    checked += [f'It finds no copies between splits, no conflicting labels and no unreadable file in {", ".join(clean)}.' if bad else f'The check finds no copies between splits, no conflicting labels and no unreadable file in {", ".join(clean)}.']*bool(clean)
+    checked += [f'Not on the machine that built this page, so not checked here: {", ".join(unseen)}.']*bool(unseen)
     return _html(f'<p class="answer">The runs of this profile use {len(names)} set{"s" if len(names) > 1 else ""} of images: {", ".join(said)}. '
-                 + (f'The check for copies, leaks between splits and conflicting labels finds problems in {html.escape(", ".join(bad))}, listed below.</p>' if bad else 'The check finds no copies between splits, no conflicting labels and no unreadable file in those that are on this machine.</p>'))
+                 + html.escape(' '.join(checked)) + '</p>')
 
 def data_section(book:Book):
     "Each set of images: splits, class counts, a picture of each class, what the check found."
@@ -896,6 +900,7 @@ def book_key(book:Book)->str:
     root = project_root()
     here = Path(__file__).parent if '__file__' in globals() else root/'imgcls'
     there = ''.join(f'{f} {(f/r.notebook).stat().st_mtime_ns if r.notebook and (f/r.notebook).exists() else 0}\n' for seeds in book.by_run.values() for f, r in seeds.values())
+    there += os.environ.get('IMGCLS_DATA', '') # pages show pictures where the images are at hand
     return hashlib.sha256(there.encode()).hexdigest() + _digest([*(f/'record.json' for seeds in book.by_run.values() for f, _ in seeds.values()), *(root/'params').rglob('*.yaml'), *(root/'params').rglob('*.csv'),
                     *(f for f in (root/'nbs'/'report').rglob('*') if f.is_file() and '.ipynb_checkpoints' not in f.parts), *here.glob('*.py'), root/'settings.ini'])
 
