@@ -434,7 +434,7 @@ def execute(job:dict # plain values, see `_payload`
     out = lambda status, error='', **kw: dict(id=job['id'], status=status, error=error, seconds=time.time() - t0, **kw)
     try:
         code_hash.cache_clear()
-        if job['cluster'] and job['code'] != code_hash(p.template): return out('failed', 'the code here is not the code of the runner: install the same imgcls and templates on every worker')
+        if job.get('cluster') and job['code'] != code_hash(p.template): return out('failed', 'the code here is not the code of the runner: install the same imgcls and templates on every worker')
         with _lock(folder): return _execute(job | dict(started=now()), p, folder, out)
     except Timeout: return out('busy')
     except OSError as e: return out('failed', f'{e.filename or folder}: {e.strerror or e}', stored=False)
