@@ -155,22 +155,6 @@ def cmd_export(a)->int:
     print(f"{d['file']}: {d['run']}, {d['classes']} classes, {d['size']} x {d['size']} pixels, {d['bytes']/2**20:.1f} MB\nlargest difference of a probability to torch on {d['images']} images: {d['difference']:.2g}; same label on {d['same_label']:.1%}")
     return 0
 
-# %% ../nbs/14_cli.ipynb #c013
-def cmd_predict(a)->int:
-    if len(a.what) < 2: raise BadInput(f'predict: {a.what[0]} and what else? name a run, then its images, such as: imgcls predict {a.what[0]} new_images/')
-    if a.gallery_images < 1: raise BadInput(f'--gallery-images {a.gallery_images}: not allowed; a whole number from 1')
-    from imgcls.predict import predict
-    text = predict(a.what, a.output, [c.strip() for c in a.columns.split(',')], a.probabilities, a.tie_break, a.average, a.gallery, a.gallery_images,
-                   a.gallery_classes and [c.strip() for c in a.gallery_classes.split(',')], a.mark, a.profile, a.seed, log=lambda text: print(text, file=sys.stderr, flush=True))
-    if not a.output: print(text, end='')
-    return 0
-
-def cmd_export(a)->int:
-    from imgcls.predict import export_onnx
-    d = export_onnx(a.run, a.output, a.images, a.profile, a.seed)
-    print(f"{d['file']}: {d['run']}, {d['classes']} classes, {d['size']} x {d['size']} pixels, {d['bytes']/2**20:.1f} MB\nlargest difference of a probability to torch on {d['images']} images: {d['difference']:.2g}; same label on {d['same_label']:.1%}")
-    return 0
-
 # %% ../nbs/14_cli.ipynb #c015
 def cmd_report(a)->int:
     from imgcls import runner
