@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation', 'Widths', 'ARCHS', 'WEIGHTS', 'LR', 'Schedule',
-           'Freeze', 'GROUPS', 'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet',
-           'BlockCNN', 'GroupResNet', 'CNN4', 'Backbone', 'TorchvisionVGG', 'TorchvisionVGGNorm', 'VGG', 'Stemmed',
-           'ResNet', 'MobileNet', 'ConvNeXt', 'Timm', 'Chains', 'SimpleChains', 'ComplexChains', 'MediumChains',
-           'BaseNet', 'FastResNet', 'arch_class', 'check_arch', 'weight_sources', 'weights_file', 'ModelParams',
-           'Phase', 'TrainParams', 'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys', 'Params',
-           'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file', 'profile_file',
-           'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params', 'parameters_cell']
+           'Freeze', 'GROUPS', 'LATER', 'BadInput', 'nearest', 'read_yaml', 'Strict', 'RunParams', 'DataParams',
+           'ConvNet', 'BlockCNN', 'GroupResNet', 'CNN4', 'Backbone', 'TorchvisionVGG', 'TorchvisionVGGNorm', 'VGG',
+           'Stemmed', 'ResNet', 'MobileNet', 'ConvNeXt', 'Timm', 'Chains', 'SimpleChains', 'ComplexChains',
+           'MediumChains', 'BaseNet', 'FastResNet', 'arch_class', 'check_arch', 'weight_sources', 'weights_file',
+           'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys',
+           'Params', 'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file',
+           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params',
+           'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -365,6 +366,8 @@ def template_keys(template:str)->list[str]:
     return ensemble if template == 'ensemble' else [k for g in GROUPS if g is not EnsembleParams for k in g.model_fields]
 
 # %% ../nbs/00_params.ipynb #c022
+LATER = dict(train_share=1.) # keys that came after the first published records, with the value that changes nothing: those records stay up to date
+
 def _scale(n:int, factor:float, least:int=1)->int: return max(least, round(n*factor))
 
 class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, EnsembleParams, RunParams):
@@ -398,8 +401,8 @@ class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, E
 
     @property
     def key(self)->str:
-        "Hash of all that can change a number: equal keys, equal work. Names are left out."
-        d = {k: v for k, v in self.resolve().as_dict().items() if k not in ('study', 'run', 'profile', 'size_min')}
+        "Hash of all that can change a number: equal keys, equal work. Names are left out, and so is a key of LATER that changes nothing."
+        d = {k: v for k, v in self.resolve().as_dict().items() if k not in ('study', 'run', 'profile', 'size_min') and not (k in LATER and v == LATER[k])}
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/00_params.ipynb #c024

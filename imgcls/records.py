@@ -103,9 +103,8 @@ def write_atomic(path:Path, text:str|bytes):
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/01_records.ipynb #c010
-ROOMS = dict(train=['params', 'data', 'loaders', 'models', 'pretrained', 'training', 'evaluation'],
-             search=['params', 'data', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'search'],
-             ensemble=['params', 'evaluation', 'experiment'])
+ROOMS = dict(train=['data', 'loaders', 'models', 'pretrained', 'training', 'evaluation']) # params count by their values, which the key hashes
+ROOMS |= dict(search=[*ROOMS['train'], 'search'], ensemble=['evaluation', 'experiment'])
 
 def _tree(source:str)->str:
     "The syntax of `source` without docstrings, comments and layout."
@@ -128,7 +127,7 @@ def code_hash(template:str='train')->str:
     nb = template_file(template)
     if nb.exists():
         cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
-        code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+        code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code' and 'parameters' not in c['metadata'].get('tags', []))
         h.update(_tree(code).encode())
     return h.hexdigest()[:16]
 

@@ -7,7 +7,7 @@ __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'Loss', 'hard', 'Pair
            'lr_at', 'mom_at', 'Schedule', 'Diverged', 'Measure', 'EMA', 'ClipGrad', 'seed_everything', 'learner',
            'phases_of', 'find_lr', 'save_checkpoint', 'read_checkpoint', 'restore_checkpoint', 'clear_checkpoint',
            'weights_of', 'Keeper', 'freeze', 'start_phase', 'fit', 'probabilities', 'save_weights', 'load_weights',
-           'bench_training']
+           'bench_training', 'bench_features']
 
 # %% ../nbs/08_training.ipynb #c003
 import json, math, os, tempfile, time
@@ -548,3 +548,18 @@ def bench_training(name:str='cifar10', # a dataset of images of one size
     out['host ms a step above the bare loop'] = round(float(np.median(costs)), 3)
     load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
     return out | dict(dataset=name, rounds=rounds, device=str(device), dtype=str(pick_dtype(Params(), device)).split('.')[1], threads=torch.get_num_threads(), cores=os.cpu_count(), load=load)
+
+def bench_features(name:str='cifar10', # a dataset with enough images
+                   images:int=10_000, epochs:int=10, arch:str='mobilenet_v2', rounds:int=2, log=print)->dict:
+    "Training seconds of a feature extractor, frozen body and plain images, with its features computed once and with the body run for every batch: medians over interleaved rounds."
+    from imgcls.data import load_data
+    from imgcls.params import make_params
+    classes = len(load_data(name).classes)
+    base = make_params(dict(dataset=name, arch=arch, arch_args=dict(stem='small'), freeze='head', normalize='half', epochs=epochs, train_limit=-(-images*10//(9*classes)))).resolve()
+    dls, times = dataloaders(base), {True: [], False: []}
+    for r in range(rounds):
+        for cached in times: times[cached].append(fit(learner(base.but(cache_features=cached), dls), base.but(cache_features=cached))['train_seconds'])
+        log(f"round {r + 1}: features once {times[True][-1]:.1f} s, every time {times[False][-1]:.1f} s, {times[False][-1]/times[True][-1]:.1f} times")
+    a = {k: np.array(v) for k, v in times.items()}
+    return dict(dataset=name, arch=arch, images=len(dls.train.dataset), epochs=epochs, rounds=rounds, **{'features once, s': round(float(np.median(a[True])), 2), 'body every time, s': round(float(np.median(a[False])), 2),
+                'times faster': round(float(np.median(a[False]/a[True])), 2)}, threads=torch.get_num_threads(), cores=os.cpu_count())

@@ -52,3 +52,11 @@ def test_run_files_open_with_their_command():
         for r in load_study(s).runs:
             first = (ROOT/'params'/s/f'{r}.yaml').read_text().splitlines()[0]
             assert first.startswith('#') and f'{s}/{r}' in first, f'{s}/{r}: the first line is a comment with the command'
+
+def test_committed_records_are_of_the_params_files():
+    stale = []
+    for f in sorted((ROOT/'results').glob('*/*/*/s*/record.json')):
+        if f.parts[-5] in ('quick', 'scratch') or '.' in f.parts[-2]: continue
+        r = json.loads(f.read_text())
+        if load_params(f"{r['study']}/{r['run']}", r['profile'], seed=r['seed']).resolve().key != r['key']: stale.append(str(f.relative_to(ROOT)))
+    assert not stale, f'a params file or a default changed under these published records: run them again, or take the change back: {stale}'
