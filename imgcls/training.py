@@ -551,14 +551,14 @@ def bench_training(name:str='cifar10', # a dataset of images of one size
 
 def bench_features(name:str='cifar10', # a dataset with enough images
                    images:int=10_000, epochs:int=10, arch:str='mobilenet_v2', rounds:int=2, log=print)->dict:
-    "Training seconds of a feature extractor, frozen body and plain images, with its features computed once and with the body run for every batch: medians over interleaved rounds."
+    "Seconds to fit a feature extractor, frozen body and plain images, validation after each epoch included: with its features computed once and with the body run for every batch; medians over interleaved rounds."
     from imgcls.data import load_data
     from imgcls.params import make_params
     classes = len(load_data(name).classes)
-    base = make_params(dict(dataset=name, arch=arch, arch_args=dict(stem='small'), freeze='head', normalize='half', epochs=epochs, train_limit=-(-images*10//(9*classes)))).resolve()
+    base = make_params(dict(dataset=name, arch=arch, arch_args=dict(stem='small'), freeze='head', normalize='half', epochs=epochs, train_limit=images//classes)).resolve()
     dls, times = dataloaders(base), {True: [], False: []}
     for r in range(rounds):
-        for cached in times: times[cached].append(fit(learner(base.but(cache_features=cached), dls), base.but(cache_features=cached))['train_seconds'])
+        for cached in times: times[cached].append(fit(learner(base.but(cache_features=cached), dls), base.but(cache_features=cached))['total_seconds'])
         log(f"round {r + 1}: features once {times[True][-1]:.1f} s, every time {times[False][-1]:.1f} s, {times[False][-1]/times[True][-1]:.1f} times")
     a = {k: np.array(v) for k, v in times.items()}
     return dict(dataset=name, arch=arch, images=len(dls.train.dataset), epochs=epochs, rounds=rounds, **{'features once, s': round(float(np.median(a[True])), 2), 'body every time, s': round(float(np.median(a[False])), 2),
