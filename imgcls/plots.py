@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'MARKERS', 'INK', 'GREY', 'alt_text', 'show', 'plot_curves', 'plot_lr_find', 'class_order',
            'plot_confusion', 'show_images', 'show_losses', 'show_confused', 'plot_confusion_pair', 'plot_ladder',
-           'plot_published', 'plot_tradeoff', 'plot_search', 'plot_best_so_far', 'plot_class_counts', 'plot_schedule',
-           'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
+           'plot_published', 'plot_tradeoff', 'plot_gain', 'plot_search', 'plot_best_so_far', 'plot_class_counts',
+           'plot_schedule', 'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
 
 # %% ../nbs/02_plots.ipynb #c003
 import base64, functools, html, io, math, textwrap
@@ -85,11 +85,21 @@ def _need(d, columns, what):
     return d
 
 # %% ../nbs/02_plots.ipynb #c011
+def _starts(h)->list:
+    "First epochs of a history's later phases."
+    return [] if 'phase' not in h else h['epoch'][h['phase'].ne(h['phase'].shift())].iloc[1:].tolist()
+
+def _span(histories, metric)->float:
+    "How far the column reaches over all histories, in the figure's unit."
+    every = pd.concat([h[metric] for hs in histories.values() for h in ([hs] if isinstance(hs, pd.DataFrame) else hs)]).astype(float)
+    return _scale(metric)*float(every.max() - every.min())
+
 @_styled
 def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, lr, train_loss, …, seconds), or a list of them, one a seed
                 metric:str|list='valid_accuracy', # a column; or two, the second of which is dashed
+                phases:str='', # what a new phase means, such as 'everything learns'; empty: phases are not marked
                 title:str='', ax=None):
-    "A column of the histories against the epoch; the best value of each run is marked."
+    "A column of the histories against the epoch; the best value of each run is marked, and where a new phase starts if `phases` says what that means."
     if isinstance(histories, pd.DataFrame): histories = {'run': histories}
     if not histories: raise BadInput("plot_curves: no histories; name → DataFrame is needed")
     metrics = [metric] if isinstance(metric, str) else list(metric)
@@ -108,8 +118,11 @@ def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, 
                     marker=MARKERS[i%10] if len(s) == 1 else None, ms=5)
             best = s.idxmin() if 'loss' in m else s.idxmax()
             if j == 0: ax.plot([best], [s[best]], ls='', marker=MARKERS[i%10], ms=6, color=color, mec='white', mew=.8)
+            new = [e for e in _starts(hs[0]) if e in s.index] if phases and j == 0 else []
+            for e in new: ax.plot([e - .5]*2, np.interp(e - .5, s.index, s) + np.array([-1, 1])*.035*_span(histories, m), color=color, lw=2.4, solid_capstyle='butt', zorder=3)
             said.append(f'{name} {"" if not many else _label(m).split(" (")[0]+" "}ends at {s.iloc[-1]:.4g}, {"lowest" if "loss" in m else "highest"} {s[best]:.4g} at epoch {best:g}'
-                        + (f' (mean of {len(series)} seeds)' if len(series) > 1 else ''))
+                        + (f' (mean of {len(series)} seeds)' if len(series) > 1 else '') + (f', {phases} from epoch {" and ".join(f"{e:g}" for e in new)} on' if new else ''))
+    if phases and any(_starts(h if isinstance(h, pd.DataFrame) else h[0]) for h in histories.values()): ax.plot([], [], ls='', marker='|', ms=11, mew=2.4, color=GREY, label=phases)
     ax.set(xlabel='epoch', ylabel=_label(metrics[0]) if not many else (_label(metrics[0]).split(' ', 1)[1] if len({_label(m).split(' ', 1)[-1] for m in metrics}) == 1 else 'value'), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if np.ptp(ax.dataLim.intervalx) == 0: ax.set_xlim(ax.dataLim.x0 - .5, ax.dataLim.x0 + .5) # one epoch
@@ -435,6 +448,30 @@ def plot_tradeoff(d:pd.DataFrame, # a row a run
     if group: ax.legend(loc='best')
     _name_points(ax, d[x], ys, d[label])
     return _describe(ax, f'{_label(y)} against {ax.get_xlabel()} on a log axis: ' + '; '.join(f'{n} {v:.1f} at {_si(c)}' for n, v, c in zip(d[label], ys, d[x])) + '.')
+
+# %% ../nbs/02_plots.ipynb #c038b
+@_styled
+def plot_gain(d:pd.DataFrame, # columns name, images, difference, low, high (shares; NaN ends: one seed), claimed (bool)
+              against:str='scratch', title:str='', ax=None):
+    "Points of test accuracy above or below something, against the number of training images (log)."
+    _need(d, ['name', 'images', 'difference', 'low', 'high', 'claimed'], 'plot_gain')
+    if d.empty: raise BadInput("plot_gain: no rows; a run and the one it is compared with must share a seed")
+    ax, said, groups = _axes(ax, (7, 3.8)), [], list(d.groupby('name', sort=False))
+    ax.axhline(0, color=GREY, lw=1.2)
+    for i, (name, g) in enumerate(groups):
+        g = g.sort_values('images')
+        x, y, band = g['images'].to_numpy()*1.03**(i - (len(groups) - 1)/2), 100*g['difference'].to_numpy(), np.isfinite(g['low'].to_numpy()) # side by side, so that intervals do not cover one another
+        ax.plot(x, y, color=COLORS[i%10], ls=DASHES[i%10], lw=1.4, marker=MARKERS[i%10], ms=7, mfc='white', mew=1.6, label=name)
+        ax.vlines(x[band], 100*g['low'].to_numpy()[band], 100*g['high'].to_numpy()[band], color=COLORS[i%10], lw=1.6)
+        sure = g['claimed'].to_numpy(bool)
+        ax.plot(x[sure], y[sure], ls='', marker=MARKERS[i%10], ms=7, color=COLORS[i%10])
+        said.append(f'{name} ' + ', '.join(f'{100*r.difference:+.1f}' + (f' ({100*r.low:+.1f} to {100*r.high:+.1f})' if np.isfinite(r.low) else '') + f' at {r.images:,.0f} images' + ('' if r.claimed else ', not claimed') for r in g.itertuples()))
+    ticks = sorted(d['images'].unique())
+    ax.set(xscale='log', xlabel='training images', ylabel=f'test accuracy against {against} (points)', title=title)
+    ax.set_xticks(ticks, [f'{t:,.0f}' for t in ticks]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    ax.set_xlim(min(ticks)/1.5, max(ticks)*1.5)
+    ax.legend(loc='center left', bbox_to_anchor=(1, .5)) if len(groups) > 3 else ax.legend()
+    return _describe(ax, f'Difference in test accuracy against {against}, in points, by number of training images: ' + '; '.join(said) + '.')
 
 # %% ../nbs/02_plots.ipynb #c040
 @_styled

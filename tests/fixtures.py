@@ -17,7 +17,7 @@ def make_project(tmp:Path)->Path:
     shutil.copy2(ROOT/'settings.ini', tmp/'settings.ini')
     return tmp
 
-def fake_record(root:Path, study:str, run:str, seed:int=0, accuracy:float=.7, profile:str='quick', images:int=200, notebook:bool=True):
+def fake_record(root:Path, study:str, run:str, seed:int=0, accuracy:float=.7, profile:str='quick', images:int=200, notebook:bool=True, notes:dict|None=None):
     "A whole record whose predictions have the given accuracy on valid and test."
     p = load_params(f'{study}/{run}', profile=profile, seed=seed).resolve()
     r, n = np.random.default_rng(abs(hash((run, seed))) % 2**32), len(CLASSES)
@@ -39,7 +39,7 @@ def fake_record(root:Path, study:str, run:str, seed:int=0, accuracy:float=.7, pr
         data=DataInfo(name=p.dataset, fingerprint='0'*16, classes=CLASSES, images={s: images for s in counts}, class_counts=counts),
         model=ModelInfo(arch=p.arch, parameters=123456, macs=1000, trained=[123456]),
         metrics=scores | dict(best_epoch=3, max_valid_accuracy=accuracy, last_train_accuracy=accuracy), timing=Timing(train_seconds=3., total_seconds=4., images_per_second=100.),
-        env=dict(python='3.11', torch='2.15', fastai='2.8', device='cpu', lock='x'), ended='2026-01-01T00:00:00+00:00'))
+        env=dict(python='3.11', torch='2.15', fastai='2.8', device='cpu', lock='x'), ended='2026-01-01T00:00:00+00:00', notes=notes or {}))
     if notebook:
         out = nbformat.v4.new_output('execute_result', data={'text/plain': [f"test accuracy {scores['test']['accuracy']:.4f}"]}, execution_count=1)
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# Train one run\n\nmade up'), nbformat.v4.new_code_cell('scores', outputs=[out], execution_count=1)])

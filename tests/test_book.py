@@ -1,11 +1,12 @@
 "The book says what the records say, in the table, in the sentence and on the front page, and a browser can read it."
-import json, re, shutil
+import base64, io, json, re, shutil
 from pathlib import Path
 
-import pytest
+import pandas as pd, pytest
 
 from imgcls.params import BadInput
-from imgcls.report import Book, MARKS, build_book, check_site, comparisons, readme_is_stale, readme_parts, supported, write_readme
+from imgcls.report import (Book, MARKS, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
+                           readme_is_stale, readme_parts, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
 from tests.check_site import Site, check, served
 from tests.fixtures import ROOT, edit_accuracy, fake_record, make_project
 
@@ -33,6 +34,8 @@ def new_study(root):
 def site(project): return build_book('quick').parent
 
 def text(f): return re.sub(r'<[^>]+>', '', Path(f).read_text(encoding='utf-8'))
+
+def plain(shown): return re.sub(r'<[^>]+>', '', shown.data)
 
 def test_site_is_whole(site):
     assert check_site(site) == []
@@ -103,6 +106,51 @@ def test_only_what_seeds_support_is_claimed(project, tmp_path):
     said = supported(d)
     assert 'adam_tanh is 30.6 points above sgd_tanh' in said and 'the other 2 comparisons' in said and 'leakyrelu' not in said
     assert 'no difference is claimed' in supported(d.iloc[1:2])
+
+TOOK = dict(weights=dict(source='run:pretrain/mobilenet_v2 (quick, seed 0, 0123456789ab)', left_out=['imagenet: offline']))
+
+def test_transfer_is_a_gain_only_where_seeds_support_it(project, tmp_path):
+    root = tmp_path/'results'
+    fake_record(root, 'pretrain', 'mobilenet_v2', accuracy=.5)
+    for seed in range(5):
+        fake_record(root, 'transfer', 'tiny_scratch_10', seed, .3 + .01*seed); fake_record(root, 'transfer', 'tiny_fine_tune_10', seed, .45 + .013*seed, notes=TOOK)
+        fake_record(root, 'transfer', 'tiny_head_10', seed, (.2, .5)[seed % 2], notes=TOOK)
+    for run, x in dict(cifar_scratch_10=.4, cifar_fine_tune_10=.6).items(): fake_record(root, 'transfer', run, accuracy=x, notes=TOOK if 'fine' in run else None)
+    book = Book('quick', root)
+    d = gains(book).set_index('b')
+    assert d['claimed'].to_dict() == dict(tiny_fine_tune_10=True, tiny_head_10=False, cifar_fine_tune_10=False)
+    assert d['verdict']['cifar_fine_tune_10'].startswith('not claimed: one seed') and d['name']['tiny_head_10'] == 'head alone'
+    said = transfer_answer(book).data
+    assert 'tiny_fine_tune_10 is 15.6 points above tiny_scratch_10' in said and 'the other 2 comparisons show none' in said
+    assert re.search(r'digits <b><a[^>]*>cifar_fine_tune_10</a></b>, the best on valid, reaches <b><a[^>]*>60.0</a>', said) and '40.0' in said
+    table = transfer_table(book).data
+    assert 'href="runs/pretrain/mobilenet_v2/s0.html" title="imagenet: offline">pretrain/mobilenet_v2 (quick)' in table and 'head, then all (fine_tune)' in table
+    assert 'not claimed: one seed' in gain_figure(book).data
+    page = pretraining(book).data
+    assert 'king penguin' in page and '12 classes of tinyimagenet32-b' in page and 'imgcls run transfer --profile full' in page and '3 runs' in page
+    assert transfer_curves(book).data.count('<img') == 2
+    assert 'imgcls run transfer' in transfer_answer(Book('cpu', root)).data and 'Not run yet' in pretraining(Book('cpu', root)).data
+
+MEMBERS = {'capacity/simple_32': .5, 'capacity/complex_32': .6, 'capacity/medium_32': .7}
+
+def test_ensembles_beside_their_best_member(project, tmp_path):
+    root = tmp_path/'results'
+    for name, x in MEMBERS.items(): fake_record(root, *name.split('/'), accuracy=x)
+    for run, x in dict(average=.5, weighted=.7, vote=.95).items(): fake_record(root, 'ensembles', run, accuracy=x, notes=dict(members={k: 0 for k in MEMBERS}))
+    book = Book('quick', root)
+    said = plain(ensemble_answer(book))
+    assert 'vote (majority vote), the best ensemble on valid, gets 95.0 % of the test images right and its best member capacity/medium_32 70.0 %: +25.0 points' in said and 'these two trained models' in said
+    assert 'ours of average stands at -20.0 points' in said and 'the same here' in said
+    page = plain(ensemble_tests(book))
+    assert 'two trained models on the same images, not two methods' in page and 'no difference shown' in page and 'differ' in page
+    assert 'member, best on valid' in plain(ensemble_tables(book)) and '+1.2 points' in plain(ensemble_retests(book))
+    pair = ensemble_confusion(book).data
+    assert pair.count('<img') == 1 and 'cells changed' in pair
+    matrix = pd.read_csv(io.BytesIO(base64.b64decode(re.search(r'href="data:text/csv;base64,([^"]+)" download="capacity-medium_32.csv"', pair)[1])), index_col=0)
+    assert (matrix == book.confusion(book.run('capacity', 'medium_32'))).all(axis=None)
+    assert 'imgcls run ensembles' in plain(ensemble_answer(Book('cpu', root)))
+    fake_record(root, 'ensembles', 'average', accuracy=.9, notes=dict(members={k: 0 for k in MEMBERS}))
+    assert 'the opposite here' in plain(ensemble_answer(Book('quick', root)))
 
 def test_the_readme_says_what_the_records_say(monkeypatch):
     monkeypatch.setenv('IMGCLS_PROJECT', str(ROOT)); monkeypatch.setenv('IMGCLS_RESULTS', str(ROOT/'results')); monkeypatch.chdir(ROOT)
