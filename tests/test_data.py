@@ -242,10 +242,14 @@ def test_a_new_file_moves_nobody_else():
     b = split_data(fake(labels+[0], [3 if k % 5 == 0 else 1 for k in range(100)]+[1], ids=ids+['0/new']), P())
     assert len(set(a.valid) ^ set(b.valid)) <= 2
 
-def test_fingerprint_knows_the_split_and_is_quick(tmp_path):
+def _no_decoding(monkeypatch):
+    def stop(*a, **kw): raise AssertionError('an image was decoded again')
+    monkeypatch.setattr('PIL.Image.open', stop)
+
+def test_fingerprint_knows_the_split_and_decodes_nothing(tmp_path, monkeypatch):
     pets(tmp_path/'p', n=10); p = P(dataset=str(tmp_path/'p'), valid_pct=.3); f = data_fingerprint(p)
     assert f == data_fingerprint(p) != data_fingerprint(p.but(split_seed=1)) and f != data_fingerprint(p.but(train_limit=3)) and f == data_fingerprint(p.but(lr=1.))
-    t = time.perf_counter(); data_fingerprint(p); assert time.perf_counter() - t < .5
+    _no_decoding(monkeypatch); assert data_fingerprint(p) == f
 
 # ---- bad input
 
@@ -355,15 +359,13 @@ REAL = os.environ.get('IMGCLS_DATA') or str(Path(__file__).resolve().parents[2]/
 
 @linux
 @pytest.mark.skipif(not Path(REAL, 'cifar10.tgz').exists(), reason=f'needs cifar10.tgz in IMGCLS_DATA ({REAL})')
-def test_cifar10_is_decoded_in_time_and_memory_and_opened_at_once(tmp_path, monkeypatch):
+def test_cifar10_is_decoded_once_in_little_memory(tmp_path, monkeypatch):
     monkeypatch.setenv('IMGCLS_DATA', REAL)
-    code = "import time; from imgcls.data import load_data; t = time.time(); d = load_data('cifar10'); print(time.time()-t, len(d))"
+    code = "from imgcls.data import load_data; print(len(load_data('cifar10')))"
     peak, out = peak_pss(code)
-    seconds, n = map(float, out.split())
-    assert n == 60000 and peak <= 1.5*60000*3072, f'{peak/60000/3072:.2f} times the array'
-    assert seconds < 60 # 12 on two quiet cores; this is a shared machine
-    t = time.perf_counter(); d = load_data('cifar10'); assert time.perf_counter() - t < .2
+    assert int(out) == 60000 and peak <= 1.5*60000*3072, f'{peak/60000/3072:.2f} times the array'
+    _no_decoding(monkeypatch); d = load_data('cifar10')
     p = P(dataset='cifar10', valid_from='test', valid_pct=.8)
     s = split_data(d, p)
     assert [len(a) for a in s] == [50000, 8000, 2000] and set(np.bincount(d.labels[s.valid])) == {800}
-    t = time.perf_counter(); data_fingerprint(p); assert time.perf_counter() - t < .2
+    assert data_fingerprint(p)

@@ -181,7 +181,7 @@ def test_offline_ends_at_once_with_file_and_folder(arch, how, hub, monkeypatch):
     model = build_model(arch, 10, 32)
     t = time.perf_counter()
     with pytest.raises(BadInput) as e: load_pretrained(model, p)
-    assert time.perf_counter() - t < 3 and '\n' not in str(e.value)
+    assert time.perf_counter() - t < 10 and '\n' not in str(e.value)
     assert real[1] in str(e.value) and str(hub) in str(e.value)
     s.close()
 

@@ -98,10 +98,10 @@ def test_a_failing_run_ends_alone_and_keeps_its_error(project, monkeypatch):
 def test_a_kernel_that_dies_or_hangs_ends_that_run_with_the_reason(project, monkeypatch, kernel):
     monkeypatch.setenv('STANDIN_A', 'import signal; os.kill(os.getpid(), signal.SIGKILL)')
     monkeypatch.setenv('STANDIN_B', 'if state["epoch"] == 2: time.sleep(600)')
-    out = runner.run(runner.plan(), jobs=2, kernel=kernel, timeout=12/60)
+    out = runner.run(runner.plan(), jobs=2, kernel=kernel, timeout=20/60)
     errors = {r['id']: r['error'] for r in out.failed}
     assert re.match('the kernel died by SIGKILL.* in cell 4 of 5', errors['one/a/s0']), errors
-    assert re.match('timed out after 12 s, in cell 4 of 5', errors['one/b/s0']), errors
+    assert re.match('timed out after 20 s, in cell 4 of 5', errors['one/b/s0']), errors
     assert 'KeyboardInterrupt' in (project.results/'quick/one/b/s0.failed/run.ipynb').read_text() # where it hung
     monkeypatch.delenv('STANDIN_A'); monkeypatch.delenv('STANDIN_B')
     assert runner.run(runner.plan(), kernel=kernel).status == 0
