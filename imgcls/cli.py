@@ -212,7 +212,7 @@ def cmd_kernel(a)->int:
     print('papermill -k imgcls … and Jupyter find it now. Its parent process starts with the first notebook and ends ten minutes after the last.')
     return 0
 
-BENCHES = dict(loaders='imgcls.loaders:bench_loaders', training='imgcls.training:bench_training', features='imgcls.training:bench_features', runner='imgcls.runner:bench_runner')
+BENCHES = dict(loaders='imgcls.bench:bench_loaders', training='imgcls.bench:bench_training', features='imgcls.bench:bench_features', runner='imgcls.bench:bench_runner')
 
 def _flat(d:dict, path=''):
     "Rows of nested figures; lists of single rounds are for the JSON file."

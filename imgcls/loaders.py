@@ -6,10 +6,10 @@
 __all__ = ['GATHERED', 'ORDER', 'NORMS', 'pack', 'gather', 'to_float', 'resident_limit', 'Store', 'draw', 'resize_crop', 'rotate',
            'gray', 'gamma', 'jitter', 'grayscale', 'cutout', 'apply', 'plot_augmentations', 'draw_mix', 'mix', 'Item',
            'ImageSet', 'one_thread', 'epoch_seed', 'ResidentDL', 'pick_device', 'pixel_stats', 'class_weights',
-           'Loaders', 'dataloaders', 'bench_loaders']
+           'Loaders', 'dataloaders']
 
 # %% ../nbs/05_loaders.ipynb #c003
-import os, tempfile, time, weakref
+import os, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from fastai.vision.core import PILImage
 from fasttransform import Pipeline
 from PIL import Image
 
-from .data import ImageData, Splits, let_go, load_data, prepare_data, read_image, square, to_rgb
+from .data import ImageData, Splits, let_go, prepare_data, read_image, square, to_rgb
 from .params import BadInput, Params
 
 # %% ../nbs/05_loaders.ipynb #c006
@@ -462,60 +462,3 @@ def dataloaders(p:Params, # resolved
                   *(ResidentDL(s, bs=p.batch_size, **kw) for s in sets[1:]), device=device)
     dls.data, dls.splits, dls.stats, dls.class_weights = data, splits, stats, weights
     return dls
-
-# %% ../nbs/05_loaders.ipynb #c037
-def _write_files(name:str, root:Path, n:int)->tuple[int,int]:
-    "Files of `n` training images below `root`/<class>; their number and size in pixels."
-    from imgcls.data import find_source
-    src, scratch = find_source(name), root.parent
-    data = load_data(name)
-    rows = np.flatnonzero(data.given_codes != 3); rows = np.sort(np.random.RandomState(0).permutation(rows)[:n])
-    files = {e.id: e for e in src.entries(scratch)} if src.entries else {}
-    for k, i in enumerate(rows):
-        e, d = files.get(data.ids[i]), root/f'{data.labels[i]:04d}'
-        d.mkdir(parents=True, exist_ok=True)
-        if e is None: Image.fromarray(data.images[i]).save(d/f'{k:07d}.png'); continue
-        with open(e.path, 'rb') as f: f.seek(e.offset); (d/f'{k:07d}{Path(e.id).suffix}').write_bytes(f.read(e.length))
-    return len(rows), data.images.shape[1]
-
-def _rate(dl, n:int)->float:
-    "Images a second over at most `n` images, from the first batch on."
-    it, seen = iter(dl), 0
-    next(it); t = time.perf_counter()
-    for b in it:
-        seen += len(b[1])
-        if seen >= n: break
-    t = time.perf_counter() - t
-    if hasattr(it, 'close'): it.close()
-    return seen/t
-
-def bench_loaders(name:str='cifar10', # a dataset of images of one size
-                  images:int=6400, rounds:int=3, batch_size:int=128, workers:int=2)->dict:
-    "Images a second of these loaders and four usual ones, crop + flip + normalise: medians over interleaved rounds, and ratios."
-    from fastai.vision.all import CropPad, FlipItem, ImageDataLoaders, RandomCrop
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
-    stats = NORMS['half']
-    with tempfile.TemporaryDirectory() as tmp:
-        t = time.perf_counter(); data = load_data(name); opened = time.perf_counter() - t
-        n, side = _write_files(name, Path(tmp)/'images', images)
-        pad = max(1, round(side/8))
-        tfm = v2.Compose([v2.ToImage(), v2.RandomCrop(side, padding=pad), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*stats)])
-        folder = ImageFolder(Path(tmp)/'images', tfm)
-        def stock(w): return ImageDataLoaders.from_folder(Path(tmp)/'images', valid_pct=.01, seed=0, bs=batch_size, num_workers=w, device=torch.device('cpu'), shuffle=True,
-            item_tfms=[FlipItem(), CropPad(side+2*pad, pad_mode='zeros'), RandomCrop(side)], batch_tfms=[Normalize.from_stats(*stats, cuda=False)]).train
-        ours = dataloaders(Params(dataset=name, augment=['crop', 'hflip'], normalize='half', batch_size=batch_size, device='cpu')).train
-        contenders = {'imgcls': ours, 'fastai from_folder, 0 workers': stock(0), f'fastai from_folder, {workers} workers': stock(workers),
-                      'torchvision v2, 0 workers': DataLoader(folder, batch_size, shuffle=True, drop_last=True),
-                      f'torchvision v2, {workers} workers': DataLoader(folder, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)}
-        rates = {k: [] for k in contenders}
-        _rate(ours, images) # packs the pixels, once
-        for _ in range(rounds):
-            for k, dl in contenders.items(): rates[k].append(_rate(dl, n if k != 'imgcls' else max(n, 40000)))
-        del contenders, folder
-    median = {k: float(np.median(v)) for k, v in rates.items()}
-    ratio = {k: float(np.median(np.array(rates['imgcls'])/np.array(v))) for k, v in rates.items()}
-    return dict(bench='loaders', dataset=name, size=side, batch_size=batch_size, images=n, rounds=rounds, cores=os.cpu_count(), threads=torch.get_num_threads(), load=list(os.getloadavg()) if hasattr(os, 'getloadavg') else None,
-                open_seconds=opened, images_per_second={k: round(v, 1) for k, v in median.items()}, all={k: [round(x, 1) for x in v] for k, v in rates.items()},
-                times_faster={k: round(v, 2) for k, v in ratio.items() if k != 'imgcls'}, wanted={'fastai from_folder, 0 workers': 30, f'torchvision v2, {workers} workers': 15})

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['DATA_KEYS', 'NEW', 'Fingerprints', 'State', 'record_digest', 'lock_file', 'progress_of', 'examine', 'Job', 'expand',
            'weight_runs', 'check_weights', 'dependencies', 'expected_minutes', 'Plan', 'duration', 'plan', 'execute',
-           'LocalSlots', 'DaskSlots', 'gpu_share', 'Board', 'Outcome', 'run', 'status', 'drift', 'new_study',
-           'bench_runner']
+           'LocalSlots', 'DaskSlots', 'gpu_share', 'Board', 'Outcome', 'run', 'status', 'drift', 'new_study']
 
 # %% ../nbs/11_runner.ipynb #c003
 import contextlib, functools, hashlib, importlib, itertools, json, logging, os, re, shutil, signal, socket, statistics, sys, threading, time, uuid
@@ -828,56 +827,3 @@ def new_study(name:str)->list[Path]: # files written
         os.rename(tmp, d)
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return sorted(d.iterdir())
-
-# %% ../nbs/11_runner.ipynb #c044
-def bench_runner(n:int=10, # runs on each side
-                 log=print)->dict: # seconds, medians, and the throughput ratio
-    "Measure this runner against `papermill` commands."
-    import subprocess, tempfile
-    from datetime import datetime
-    template, old = template_file('train'), {k: os.environ.get(k) for k in ('IMGCLS_PROJECT', 'IMGCLS_RESULTS')}
-    def import_end(nb): # when the cell that imports ended
-        cells = json.loads(Path(nb).read_text())['cells']
-        return next(datetime.fromisoformat(c['metadata']['papermill']['end_time']).timestamp() for c in cells if 'notebook_params()' in ''.join(c['source']))
-    with tempfile.TemporaryDirectory(prefix='imgcls-bench-') as d:
-        d = Path(d)
-        for name, text in {'params/profiles/quick.yaml': 'profile: quick\n', 'params/bench/study.yaml': 'question: How fast?\nruns: [digits]\n',
-                           'params/bench/digits.yaml': 'study: bench\nrun: digits\nepochs: 1\nthreads: 1\n'}.items():
-            (d/name).parent.mkdir(parents=True, exist_ok=True); (d/name).write_text(text)
-        (d/'nbs/experiments').mkdir(parents=True); shutil.copy(template, d/'nbs/experiments')
-        os.environ |= dict(IMGCLS_PROJECT=str(d), IMGCLS_RESULTS=str(d/'plain'))
-        stream = open(os.devnull, 'w')
-        def papermill(seed):
-            out, t0 = d/f'{seed}.ipynb', time.time()
-            subprocess.run([sys.executable, '-m', 'papermill', str(d/'nbs/experiments/train.ipynb'), str(out), '-f', str(d/'params/bench/digits.yaml'), '-f', str(d/'params/profiles/quick.yaml'),
-                            '-p', 'seed', str(seed), '--no-progress-bar', '--log-level', 'ERROR'], check=True, capture_output=True, cwd=d)
-            return time.time() - t0, import_end(out) - t0
-        def ours(seed):
-            t0 = time.time()
-            payload = _payload(plan(['bench'], seeds=[seed]).jobs[0], {}, alive, timeout=None, kernel='auto', memory=None, cluster=False)
-            result = _module().execute(payload)
-            if result['status'] != 'done': raise BadInput(f"bench: {result['error']}")
-            folder = Path(os.environ['IMGCLS_RESULTS'])/f'quick/bench/digits/s{seed}'
-            return time.time() - t0, import_end(folder/'run.ipynb') - t0, read_record(folder).timing.train_seconds or 0.
-        try:
-            papermill(10**6) # the data are decoded, the disk is warm
-            os.environ['IMGCLS_RESULTS'] = str(d/'ours'); (d/'ours').mkdir(); alive = d/'alive'; alive.touch()
-            cold = ours(10**6)
-            a, b = [], []
-            for i in range(n):
-                os.environ['IMGCLS_RESULTS'] = str(d/'plain'); a.append(papermill(i))
-                os.environ['IMGCLS_RESULTS'] = str(d/'ours'); b.append(ours(i))
-                log(f'{i+1}/{n}: papermill {a[-1][0]:.1f} s, first cell {a[-1][1]:.1f} s; this runner {b[-1][0]:.1f} s, {b[-1][1]:.1f} s')
-            os.environ['IMGCLS_RESULTS'] = str(d/'two'); t0 = time.time()
-            done = run(plan(['bench'], seeds=list(range(n))), jobs=2, stream=stream)
-            two = time.time() - t0
-            if done.status: raise BadInput(f'bench: {done.failed}')
-        finally:
-            stream.close()
-            for k, v in old.items():
-                if v is None: os.environ.pop(k, None)
-                else: os.environ[k] = v
-    med = lambda xs: round(statistics.median(xs), 2)
-    return dict(runs=n, papermill_start=med(x[1] for x in a), start=med(x[1] for x in b), start_worst=round(max(x[1] for x in b), 2), start_cold=round(cold[1], 2),
-                papermill_run=med(x[0] for x in a), run=med(x[0] for x in b), beyond_training=med(x[0] - x[2] for x in b),
-                row=round(sum(x[0] for x in a), 1), two_jobs=round(two, 1), ratio=round(two/sum(x[0] for x in a), 3), cores=os.cpu_count())

@@ -7,7 +7,7 @@ __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'StridedDepthwise', '
            'orthogonalize', 'Muon', 'opt_func', 'lr_at', 'mom_at', 'Schedule', 'Diverged', 'Measure', 'EMA', 'ClipGrad',
            'seed_everything', 'learner', 'phases_of', 'find_lr', 'save_checkpoint', 'read_checkpoint',
            'restore_checkpoint', 'clear_checkpoint', 'weights_of', 'Keeper', 'freeze', 'start_phase', 'fit',
-           'probabilities', 'save_weights', 'load_weights', 'bench_training', 'bench_features']
+           'probabilities', 'save_weights', 'load_weights']
 
 # %% ../nbs/08_training.ipynb #c003
 import json, math, os, tempfile, time
@@ -491,87 +491,3 @@ def load_weights(learn:Learner, path:Path):
     try: learn.model.load_state_dict(load_file(path))
     except FileNotFoundError: raise BadInput(f'{path}: no weights; run it again with keep_weights: fp32') from None
     except RuntimeError as e: raise BadInput(f"{path}: not the weights of {learn.params.arch}: {str(e).splitlines()[-1].strip()}") from None
-
-# %% ../nbs/08_training.ipynb #c039
-class _TrainClock(Callback):
-    "Seconds of the training part of an epoch."
-    order = 99
-    def before_train(self): self.t0 = time.perf_counter()
-    def after_train(self): self.seconds = time.perf_counter() - self.t0
-
-def _sync(device):
-    if device.type == 'cuda': torch.cuda.synchronize()
-
-def _bare(p:Params, classes:int, device, batches)->float:
-    "Images a second of a plain PyTorch loop over `batches`, set up as `learner` does and sharing none of its code."
-    seed_everything(0)
-    batches = iter(batches); x, y = next(batches)
-    model = build_model(p.arch, classes, x.shape[-1], **p.arch_args).to(device, memory_format=torch.channels_last).train()
-    opt, dtype = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=.9, fused=True), pick_dtype(p, device)
-    def step(x, y):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32): out = model(x)
-        F.cross_entropy(out.float(), y).backward(); opt.step(); opt.zero_grad()
-    step(x, y); _sync(device); t0, n = time.perf_counter(), 0
-    for x, y in batches: step(x, y); n += len(y)
-    _sync(device)
-    return n/(time.perf_counter() - t0)
-
-def bench_training(name:str='cifar10', # a dataset of images of one size
-                   archs=('convnet', 'group_resnet'), batch_sizes=(128, 512), images:int=2560, rounds:int=3, workers:int=0, log=print)->dict:
-    "Training images a second of five ways, by network and batch size: medians over interleaved rounds, ratios within rounds, and the host's cost of a step."
-    from itertools import repeat
-    from fastai.vision.all import ImageDataLoaders, Normalize, SGD
-    from imgcls.data import load_data
-    from imgcls.loaders import NORMS, _write_files
-    from imgcls.params import make_params
-    out = {}
-    with tempfile.TemporaryDirectory() as tmp:
-        _write_files(name, Path(tmp)/'images', images + 64)
-        for arch in archs:
-            for bs in batch_sizes:
-                steps = max(3, images//bs)
-                p = make_params(dict(dataset=name, arch=arch, batch_size=bs, opt='sgd', lr=1e-3, schedule='constant', epochs=1, steps_max=steps, valid_pct=.01, normalize='half', augment=['crop', 'hflip'])).resolve()
-                device = pick_device(p.device); torch.set_num_threads(p.threads)
-                dls = dataloaders(p); files = ImageDataLoaders.from_folder(Path(tmp)/'images', valid_pct=.02, seed=0, bs=bs, num_workers=workers, device=device, batch_tfms=[Normalize.from_stats(*NORMS['half'], cuda=device.type == 'cuda')])
-                def ours():
-                    return fit(learner(p, dls), p)['images_per_second']
-                def stock(dls):
-                    learn = Learner(dls, build_model(arch, dls.c, 32 if dls is files else dls.train.size), CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
-                    learn.model.to(device); clock = _TrainClock()
-                    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=clock)
-                    return len(dls.train)*bs/clock.seconds
-                fixed = dls.train.one_batch()
-                ways = {'imgcls': ours, 'fastai on files': lambda: stock(files), 'fastai on resident data': lambda: stock(dls), 'bare loop': lambda: _bare(p, dls.c, device, dls.train), 'one batch repeated': lambda: _bare(p, dls.c, device, repeat(fixed, steps))}
-                rates = {k: [] for k in ways}
-                for r in range(rounds + 1):
-                    for k, way in ways.items():
-                        rate = way()
-                        if r: rates[k].append(rate)  # the first round warms up
-                a = {k: np.array(v) for k, v in rates.items()}
-                for k, v in a.items(): out[f'{arch}, batch {bs}: {k}, images/s'] = round(float(np.median(v)), 1)
-                out[f'{arch}, batch {bs}: times fastai on files'] = round(float(np.median(a['imgcls']/a['fastai on files'])), 2)
-                out[f'{arch}, batch {bs}: of the limit'] = round(float(np.median(a['imgcls']/a['one batch repeated'])), 3)
-                log(f"{arch}, batch {bs}: {out[f'{arch}, batch {bs}: imgcls, images/s']} images/s, {out[f'{arch}, batch {bs}: times fastai on files']} times fastai on files, {out[f'{arch}, batch {bs}: of the limit']} of the limit")
-        p = make_params(dict(dataset=name, arch_args=dict(filters=[2, 2], dense=4), size=8, batch_size=4, opt='sgd', lr=1e-3, schedule='constant', epochs=1, steps_max=300, valid_pct=.01, precision='fp32')).resolve()
-        dls = dataloaders(p); device = pick_device(p.device); costs = []
-        for r in range(rounds + 1):
-            ours, bare = (p.batch_size/x*1e3 for x in (fit(learner(p, dls), p)['images_per_second'], _bare(p, dls.c, device, dls.train)))
-            if r: costs.append(ours - bare)
-    out['host ms a step above the bare loop'] = round(float(np.median(costs)), 3)
-    load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
-    return out | dict(dataset=name, rounds=rounds, device=str(device), dtype=str(pick_dtype(Params(), device)).split('.')[1], threads=torch.get_num_threads(), cores=os.cpu_count(), load=load)
-
-def bench_features(name:str='cifar10', # a dataset with enough images
-                   images:int=10_000, epochs:int=10, arch:str='mobilenet_v2', rounds:int=2, log=print)->dict:
-    "Seconds to fit a feature extractor, frozen body and plain images, validation after each epoch included: with its features computed once and with the body run for every batch; medians over interleaved rounds."
-    from imgcls.data import load_data
-    from imgcls.params import make_params
-    classes = len(load_data(name).classes)
-    base = make_params(dict(dataset=name, arch=arch, arch_args=dict(stem='small'), freeze='head', normalize='half', epochs=epochs, train_limit=images//classes)).resolve()
-    dls, times = dataloaders(base), {True: [], False: []}
-    for r in range(rounds):
-        for cached in times: times[cached].append(fit(learner(base.but(cache_features=cached), dls), base.but(cache_features=cached))['total_seconds'])
-        log(f"round {r + 1}: features once {times[True][-1]:.1f} s, every time {times[False][-1]:.1f} s, {times[False][-1]/times[True][-1]:.1f} times")
-    a = {k: np.array(v) for k, v in times.items()}
-    return dict(dataset=name, arch=arch, images=len(dls.train.dataset), epochs=epochs, rounds=rounds, **{'features once, s': round(float(np.median(a[True])), 2), 'body every time, s': round(float(np.median(a[False])), 2),
-                'times faster': round(float(np.median(a[False]/a[True])), 2)}, threads=torch.get_num_threads(), cores=os.cpu_count())

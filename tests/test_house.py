@@ -7,7 +7,7 @@ import pytest
 from imgcls.params import (ARCHS, Params, load_params, load_study, parameters_cell, profile_names, read_yaml, ScaleParams, study_names, template_keys)
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'warm', 'runner', 'search', 'report', 'cli', 'all']
+ORDER = ['params', 'records', 'plots', 'data', 'checks', 'loaders', 'models', 'pretrained', 'training', 'evaluation', 'experiment', 'predict', 'warm', 'runner', 'bench', 'search', 'report', 'cli', 'all']
 
 def rooms(): return sorted(f for f in (ROOT/'imgcls').glob('*.py') if not f.name.startswith('_'))
 
