@@ -222,14 +222,19 @@ def _flat(d:dict, path=''):
 
 def cmd_bench(a)->int:
     import inspect
+    from imgcls.records import environment, now
     _positive('repeat', a.repeat)
     results, wanted = {}, dict(n=a.repeat, rounds=a.repeat, log=lambda text: print(text, file=sys.stderr, flush=True))
     for name in [a.only] if a.only else BENCHES:
         module, fn = BENCHES[name].split(':')
         fn = getattr(import_module(module), fn)
-        results[name] = fn(**{k: v for k, v in wanted.items() if k in inspect.signature(fn).parameters and v is not None})
+        env = {k: v for k, v in environment().items() if k in ('python', 'torch', 'fastai', 'system', 'cores')}
+        results[name] = dict(env=env, measured=now()[:10]) | fn(**{k: v for k, v in wanted.items() if k in inspect.signature(fn).parameters and v is not None})
         print(table(list(_flat(results[name])), dict(k=name, v='')))
-    if a.json: Path(a.json).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    if a.json:
+        f = Path(a.json); f.parent.mkdir(parents=True, exist_ok=True)
+        old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else {} # benches that were not asked for now stay
+        f.write_text(json.dumps(old | results, indent=1) + '\n', encoding='utf-8')
     return 0
 
 # %% ../nbs/14_cli.ipynb #c020

@@ -89,11 +89,6 @@ def _starts(h)->list:
     "First epochs of a history's later phases."
     return [] if 'phase' not in h else h['epoch'][h['phase'].ne(h['phase'].shift())].iloc[1:].tolist()
 
-def _span(histories, metric)->float:
-    "How far the column reaches over all histories, in the figure's unit."
-    every = pd.concat([h[metric] for hs in histories.values() for h in ([hs] if isinstance(hs, pd.DataFrame) else hs)]).astype(float)
-    return _scale(metric)*float(every.max() - every.min())
-
 @_styled
 def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, lr, train_loss, …, seconds), or a list of them, one a seed
                 metric:str|list='valid_accuracy', # a column; or two, the second of which is dashed
@@ -119,7 +114,7 @@ def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, 
             best = s.idxmin() if 'loss' in m else s.idxmax()
             if j == 0: ax.plot([best], [s[best]], ls='', marker=MARKERS[i%10], ms=6, color=color, mec='white', mew=.8)
             new = [e for e in _starts(hs[0]) if e in s.index] if phases and j == 0 else []
-            for e in new: ax.plot([e - .5]*2, np.interp(e - .5, s.index, s) + np.array([-1, 1])*.035*_span(histories, m), color=color, lw=2.4, solid_capstyle='butt', zorder=3)
+            ax.plot([e - .5 for e in new], np.interp([e - .5 for e in new], s.index, s), ls='', marker='|', ms=14, mew=2.4, color=color, zorder=3)
             said.append(f'{name} {"" if not many else _label(m).split(" (")[0]+" "}ends at {s.iloc[-1]:.4g}, {"lowest" if "loss" in m else "highest"} {s[best]:.4g} at epoch {best:g}'
                         + (f' (mean of {len(series)} seeds)' if len(series) > 1 else '') + (f', {phases} from epoch {" and ".join(f"{e:g}" for e in new)} on' if new else ''))
     if phases and any(_starts(h if isinstance(h, pd.DataFrame) else h[0]) for h in histories.values()): ax.plot([], [], ls='', marker='|', ms=11, mew=2.4, color=GREY, label=phases)
@@ -470,6 +465,7 @@ def plot_gain(d:pd.DataFrame, # columns name, images, difference, low, high (sha
     ax.set(xscale='log', xlabel='training images', ylabel=f'test accuracy against {against} (points)', title=title)
     ax.set_xticks(ticks, [f'{t:,.0f}' for t in ticks]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     ax.set_xlim(min(ticks)/1.5, max(ticks)*1.5)
+    ax.set_ylim(min(ax.get_ylim()[0], -1), max(ax.get_ylim()[1], 1))
     ax.legend(loc='center left', bbox_to_anchor=(1, .5)) if len(groups) > 3 else ax.legend()
     return _describe(ax, f'Difference in test accuracy against {against}, in points, by number of training images: ' + '; '.join(said) + '.')
 

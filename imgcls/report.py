@@ -12,10 +12,10 @@ __all__ = ['COLUMNS', 'LADDER', 'FREED', 'RULES', 'ABOUT', 'MARKS', 'KERNEL', 'p
            'transfer_answer', 'transfer_table', 'transfer_curves', 'gain_figure', 'pretraining', 'Team', 'teams',
            'retests', 'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion', 'ensemble_retests',
            'images_of', 'pictures', 'not_here', 'findings', 'data_answer', 'data_section', 'errors_answer',
-           'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'epoch_time', 'cost_table', 'front',
-           'front_figure', 'contents', 'environments', 'commits', 'datasets', 'readme_parts', 'write_readme',
-           'figure_key', 'readme_is_stale', 'settings', 'commit_url', 'stage_runs', 'book_key', 'execute_pages',
-           'pages', 'page_title', 'build_book', 'check_site']
+           'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'published_epoch_time', 'epoch_time',
+           'benches', 'speedups', 'cost_table', 'front', 'front_figure', 'contents', 'environments', 'commits',
+           'datasets', 'readme_parts', 'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url',
+           'stage_runs', 'book_key', 'execute_pages', 'pages', 'page_title', 'slim', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import base64, concurrent.futures as cf, contextlib, functools, hashlib, html, itertools, json, math, os, re, shutil, subprocess, sys
@@ -52,12 +52,19 @@ def _html(text:str):
     from IPython.display import HTML
     return HTML(text)
 
+def _text_class(cells)->str:
+    "The class of a column of words, which stand left and wrap; none for numbers."
+    plain = [html.unescape(re.sub('<[^>]+>', '', str(v))).strip() for v in cells]
+    words = [v for v in plain if re.match(r'[^\W\d_]|<', v)]
+    return '' if 2*len(words) <= sum(v not in ('–', '') for v in plain) else ' class="t long"' if max(map(len, words)) > 24 else ' class="t"'
+
 def html_table(df, # cells are HTML; index and column names are text
                caption:str, # text
                sort:bool=False): # IPython.display.HTML
     "`df` as an accessible HTML table."
-    head = ''.join(f'<th scope="col">{html.escape(str(c))}</th>' for c in [df.index.name or '', *(str(c).rstrip() for c in df.columns)])
-    body = ''.join('<tr>' + f'<th scope="row">{i}</th>' + ''.join(f'<td>{v}</td>' for v in row) + '</tr>' for i, row in zip(df.index, df.to_numpy()))
+    kinds = ['', *(_text_class(df.iloc[:, i]) for i in range(df.shape[1]))]
+    head = ''.join(f'<th scope="col"{k}>{html.escape(str(c))}</th>' for k, c in zip(kinds, [df.index.name or '', *(str(c).rstrip() for c in df.columns)]))
+    body = ''.join('<tr>' + f'<th scope="row">{i}</th>' + ''.join(f'<td{k}>{v}</td>' for k, v in zip(kinds[1:], row)) + '</tr>' for i, row in zip(df.index, df.to_numpy()))
     return _html(f'<div class="table-box" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="imgcls{" sortable" if sort else ""}"><caption><span>{html.escape(caption)}</span></caption>'
                  f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
@@ -168,9 +175,9 @@ class Book:
     def best(self, study:str)->Runs|None:
         "The run with the highest accuracy on valid: the choice that the test split has no part in."
         return max(self.done(study), key=lambda r: r.mean('valid.accuracy') or 0, default=None)
-    def best_on(self, data:str)->Runs|None:
-        "The best run on valid of all studies that used these images."
-        return max((r for r in self.all_done() if r.data == data), key=lambda r: r.mean('valid.accuracy') or 0, default=None)
+    def best_on(self, data:str, trained:bool=False)->Runs|None:
+        "The best run on valid of all studies that used these images; `trained`: of networks alone, without ensembles."
+        return max((r for r in self.all_done() if r.data == data and not (trained and r.model and r.model.arch == 'ensemble')), key=lambda r: r.mean('valid.accuracy') or 0, default=None)
     @property
     def datasets(self)->list[str]: return list(dict.fromkeys(r.data for r in self.all_done() if r.data))
     @property
@@ -611,14 +618,17 @@ def transfer_answer(book:Book, study:str='transfer'):
     return _html(f'<p class="answer">{text[0].upper() + text[1:]}. {supported(comparisons(book, study))}</p>')
 
 def transfer_table(book:Book, study:str='transfer'):
-    "A row a run: network, what learns, size, images, whose weights, and what it reaches and costs."
-    rows = []
-    for r in transferred(book, study):
-        rec = r.first[1]
-        rows.append({'run': r.link(), 'network': html.escape(rec.model.arch), 'what learns': html.escape(policy(rec.params)), 'weights of': weights_cell(book, r), 'pixels': number(rec.model.size or rec.params['size']),
-                     'data': html.escape(r.data), 'training images': number(rec.data.images['train']), 'test accuracy %': r.cell(), 'macro F1 %': percent(r.mean('test.macro_f1')), 'test loss': number(r.mean('test.loss')),
-                     'parameters trained': ', then '.join(f'{n:,}' for n, _ in itertools.groupby(rec.model.trained)), 'training s': number(r.mean('timing.train_seconds'))})
-    return rows_table(rows, 'Networks by weights, by what learns, and by number of images', True) if rows else missing(book, study)
+    "A table for each set of images, a row a run: what learns, whose weights, how many images, what it reaches and costs."
+    out = []
+    for n, rs in itertools.groupby(transferred(book, study), key=lambda r: r.data):
+        rows = []
+        for r in rs:
+            rec = r.first[1]
+            rows.append({'run': r.link(), 'what learns': html.escape(policy(rec.params)), 'weights of': weights_cell(book, r), 'training images': number(rec.data.images['train']), 'test accuracy %': r.cell(), 'macro F1 %': percent(r.mean('test.macro_f1')),
+                         'test loss': number(r.mean('test.loss')), 'parameters trained': ', '.join(f'{n:,}' for n, _ in itertools.groupby(rec.model.trained)), 'training s': number(r.mean('timing.train_seconds')),
+                         'network': html.escape(rec.model.arch), 'pixels': number(rec.model.size or rec.params['size'])})
+        out.append(rows_table(rows, f'{n}: networks by weights, by what learns, and by number of training images; two numbers of parameters: before and after the change', len(rows) > 8).data)
+    return _html(''.join(out)) if out else missing(book, study)
 
 def transfer_curves(book:Book, study:str='transfer'):
     "Validation accuracy epoch by epoch, a figure for each set and number of images, with the change from frozen to free marked."
@@ -853,7 +863,7 @@ def data_answer(book:Book):
     "How many images of how many classes, and whether splits share pictures."
     names = book.datasets
     if not names: return front(book)
-    rec = {n: book.best_on(n).first[1].data for n in names}
+    rec = {n: book.best_on(n, True).first[1].data for n in names}
     said = [f'<b>{html.escape(n)}</b> ({sum(rec[n].images.values()):,} images of {len(rec[n].classes)} classes)' for n in names]
     found = {n: f for n in names if (f := findings(n))}
     bad, clean, unseen = [n for n in found if '<b>Problem</b>' in found[n]], [n for n in found if '<b>Problem</b>' not in found[n]], [n for n in names if n not in found]
@@ -869,7 +879,7 @@ def data_section(book:Book):
     from imgcls.plots import plot_class_counts, show_images
     out = []
     for n in book.datasets:
-        r = book.best_on(n); d = r.first[1].data
+        r = book.best_on(n, True); d = r.first[1].data
         out.append(f'<h2>{html.escape(n)}</h2><p>As split by {r.link(r.name)}: {", ".join(f"{v:,} {k}" for k, v in d.images.items())}' + (f'; {d.dropped:,} training images left out because they are also in another split' if d.dropped else '') + '.</p>')
         if d.class_counts: out.append(_shown(plot_class_counts(pd.DataFrame(d.class_counts, index=d.classes))).data)
         data = images_of(n)
@@ -885,7 +895,7 @@ def errors_answer(book:Book):
     from imgcls.evaluation import most_confused
     said = []
     for n in book.datasets:
-        b = book.best_on(n); m = most_confused(book.confusion(b), 1)
+        b = book.best_on(n, True); m = most_confused(book.confusion(b), 1)
         if len(m): said.append(f'on {html.escape(n)} {b.link(b.name)} takes <b>{html.escape(str(m["true"][0]))}</b> for <b>{html.escape(str(m["predicted"][0]))}</b> most often ({m["images"][0]} test images, {percent(m["share"][0])} % of the class)')
     if not said: return front(book)
     text = '; '.join(said)
@@ -897,7 +907,7 @@ def errors_section(book:Book, pairs:int=5, worst:int=10):
     from imgcls.plots import show_confused, show_losses
     out = []
     for n in book.datasets:
-        b = book.best_on(n); folder, rec = b.first
+        b = book.best_on(n, True); folder, rec = b.first
         frame = predictions(folder, 'test')
         classes, m, w = rec.data.classes, most_confused(book.confusion(b), pairs), highest_losses(frame, rec.data.classes, worst)
         out.append(f'<h2>{html.escape(n)}</h2><p>Test images of {of_run(b)}.</p>')
@@ -945,6 +955,7 @@ def cost_figures(book:Book):
     from imgcls.plots import plot_tradeoff
     d, out = cost_rows(book), []
     for n, g in d.groupby('data', sort=False) if len(d) else []:
+        if len(g) < 2: continue # one run trades nothing off
         out.append(f'<h2>{html.escape(n)}</h2>')
         for x in ('train_seconds', 'parameters'):
             h = g[g[x].notna() & (g[x] > 0)]
@@ -957,16 +968,66 @@ def cost_figures(book:Book):
             out.append(_shown(ax).data)
     return _html(''.join(out))
 
+def _seconds(said)->float|None:
+    "A published time in seconds: '25 to 30 s' is the middle of both; None for anything but a time of one epoch."
+    m = re.fullmatch(r'(?:about )?([\d.]+)(?: to ([\d.]+))? (s|min)', str(said))
+    return None if m is None else (float(m[1]) + float(m[2] or m[1]))/2*dict(s=1, min=60)[m[3]]
+
+def published_epoch_time(book:Book): # DataFrame: study, run, size, seconds, said, hardware
+    "Times of an epoch that the reports printed."
+    import pandas as pd
+    ts = [published(s, p.file).assign(study=s) for s in book.studies for p in book.study(s).published if p.file and 'epoch_time' in published(s, p.file)]
+    d = pd.concat(ts) if ts else pd.DataFrame(columns=['study', 'run', 'size', 'epoch_time', 'hardware'])
+    return d.assign(seconds=d['epoch_time'].map(_seconds)).rename(columns=dict(epoch_time='said'))
+
 def epoch_time(book:Book):
-    "Seconds an epoch against image size, where a network was trained on several sizes of the same images."
+    "Seconds an epoch against image size, where a network was trained on several sizes of the same images, beside the published times."
     import pandas as pd
     from imgcls.plots import plot_epoch_time
     d = cost_rows(book)
     if not len(d): return _html('')
     d = d.dropna(subset=['size', 'epoch_seconds'])
     keep = [g.groupby('size', as_index=False)['epoch_seconds'].median().assign(model=f'{arch} ({study}), {int(p/1e3):,}k parameters') for (study, arch, p, _, _), g in d.groupby(['study', 'arch', 'parameters', 'data', 'images'], sort=False) if g['size'].nunique() > 1]
-    if not keep: return _html('<p class="missing">No network of this profile has been trained on two sizes of the same images.</p>')
-    return _shown(plot_epoch_time(pd.concat(keep).rename(columns=dict(epoch_seconds='seconds'))))
+    pub = published_epoch_time(book)
+    rows = []
+    for x in pub.to_dict('records'):
+        r = book.run(x['study'], x['run'])
+        ours = {'our run': r.link(), 'our epoch s': r.cell('epoch_seconds', False, number), 'our pixels': number(r.model.size or r.records[0].params['size']), 'our training images': number(r.first[1].data.images['train']), 'our hardware': html.escape(r.records[0].env.get('device', '–'))} if r else \
+               {'our run': '<span class="missing">not run</span>'} | {k: '–' for k in ('our epoch s', 'our pixels', 'our training images', 'our hardware')}
+        rows.append({'published': html.escape(x['model']), 'pixels': str(x['size']), 'an epoch': html.escape(x['said']), 'hardware': html.escape(x['hardware']) if isinstance(x['hardware'], str) else 'not stated'} | ours)
+    table = rows_table(rows, 'Time of an epoch: published and ours; other hardware and, where the images differ, other numbers of them').data if rows else ''
+    if not keep: return _html('<p class="missing">No network of this profile has been trained on two sizes of the same images.</p>' + table)
+    other = any(stand_in(book, s) for s in pub['study'].unique()) # other images: their times say nothing beside these
+    return _html(_shown(plot_epoch_time(pd.concat(keep).rename(columns=dict(epoch_seconds='seconds')), None if other else pub.dropna(subset='seconds'))).data + table)
+
+def _speedups(name:str, d:dict):
+    "What a bench found, a row a comparison: (what, against, without, with, times, unit)."
+    if name == 'loaders':
+        for k, x in d['times_faster'].items(): yield 'resident images', k, d['images_per_second'][k], d['images_per_second']['imgcls'], x, 'images/s'
+    elif name == 'training':
+        for k in d:
+            if not k.endswith(': times fastai on files'): continue
+            what = k.removesuffix(': times fastai on files')
+            yield f'training {what}', 'fastai on files', d[f'{what}: fastai on files, images/s'], d[f'{what}: imgcls, images/s'], d[k], 'images/s'
+    elif name == 'features': yield f"a frozen {d['arch']} for {d['epochs']} epochs of {d['images']:,} images, its features computed once", 'its body run for every batch', d['body every time, s'], d['features once, s'], d['times faster'], 's'
+    elif name == 'runner':
+        yield 'start of a run, warm kernel', 'papermill', d['papermill_start'], d['start'], d['papermill_start']/d['start'], 's'
+        yield f"{d['runs']} short runs, two jobs", 'papermill, one after another', d['row'], d['two_jobs'], d['row']/d['two_jobs'], 's'
+
+def benches()->list[tuple[str, str, dict]]: # (file, bench, figures)
+    "The committed measurements: every JSON file that `imgcls bench --json results/bench/NAME.json` wrote."
+    return [(f.name, k, d) for f in sorted((project_root()/'results'/'bench').glob('*.json')) for k, d in json.loads(f.read_text(encoding='utf-8')).items()]
+
+def speedups(book:Book):
+    "What each way of being quick brings, from the committed measurements."
+    how = '<code>imgcls bench --json results/bench/NAME.json</code> measures on this machine what each of them brings; name the file after the hardware and commit it.'
+    rows = []
+    for file, name, d in benches():
+        on = ', '.join(str(x) for x in (d.get('device') or d.get('env', {}).get('device', 'cpu'), f"{d['cores']} cores" if d.get('cores') else '', d.get('dtype') or '') if x)
+        rows += [{'what': f'<span class="wide">{html.escape(what)}</span>', 'against': html.escape(against), 'without': f'{number(float(a))} {unit}', 'with': f'{number(float(b))} {unit}', 'times': f'{x:.1f}', 'measured on': html.escape(on), 'file': html.escape(file)}
+                 for what, against, a, b, x, unit in _speedups(name, d)]
+    if not rows: return _html(f'<p class="missing">No measurement is committed yet. {how}</p>')
+    return _html(rows_table(rows, 'What each speed-up brings: medians over interleaved rounds').data + f'<p class="note">{how}</p>')
 
 def cost_table(book:Book):
     "A row a run: seconds, images a second, seconds an epoch, parameters, multiply-adds, memory."
@@ -1173,7 +1234,7 @@ def book_key(book:Book)->str:
     there = ''.join(f'{f} {(f/r.notebook).stat().st_mtime_ns if r.notebook and (f/r.notebook).exists() else 0}\n' for seeds in book.by_run.values() for f, r in seeds.values())
     there += os.environ.get('IMGCLS_DATA', '') # pages show pictures where the images are at hand
     return hashlib.sha256(there.encode()).hexdigest() + _digest([*(f/'record.json' for seeds in book.by_run.values() for f, _ in seeds.values()), *(root/'params').rglob('*.yaml'), *(root/'params').rglob('*.csv'),
-                    *(f for f in (root/'nbs'/'report').rglob('*') if f.is_file() and '.ipynb_checkpoints' not in f.parts), *here.glob('*.py'), root/'settings.ini'])
+                    *(f for f in (root/'nbs'/'report').rglob('*') if f.is_file() and '.ipynb_checkpoints' not in f.parts), *here.glob('*.py'), *(root/'results'/'bench').glob('*.json'), root/'settings.ini'])
 
 def _execute_page(source:Path, out:Path, params:dict)->str|None:
     "Execute one page in this process with `params` in place of its own; the error in a line, or None."
@@ -1231,6 +1292,37 @@ def _environ(**kw):
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
+def slim(site:Path):
+    "Leave out of a built site what its pages load and do not use: the index of the search but on its page, icons drawn by a script, and of the icon fonts all but the icons that are there."
+    static, used = site/'_static', set()
+    for f in site.rglob('*.html'):
+        if '_static' in f.relative_to(site).parts: continue
+        text = f.read_text(encoding='utf-8')
+        used |= set(re.findall(r'\bfa-[a-z0-9-]+', text))
+        short = re.sub(r' *<script[^>]* src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>\n?', '', text)
+        if f.name != 'search.html' and short != text: f.write_text(short, encoding='utf-8')
+    for f in (static/'scripts').glob('*.js'):
+        if f.name != 'fontawesome.js': used |= set(re.findall(r'\bfa-[a-z0-9-]+', f.read_text(encoding='utf-8')))
+    (static/'scripts'/'fontawesome.js').write_text('') # 1.5 MB, and the fonts show the same
+    css = static/'styles'/'pydata-sphinx-theme.css'
+    text, icons = css.read_text(encoding='utf-8'), set()
+    def rule(m): # of an icon: kept where a page has it
+        if not {n[:-7] for n in m[1].replace('.', '').split(',')} & used: return ''
+        icons.add(int(m[2], 16)); return m[0]
+    text = re.sub(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]{2,5}) ?"\}', rule, text)
+    icons |= {ord(c) for f in static.rglob('*.css') for c in (text if f == css else f.read_text(encoding='utf-8')) if 0xe000 <= ord(c) < 0xf900}
+    fonts = static/'vendor'/'fontawesome'/'webfonts'
+    for f in fonts.glob('*.ttf'): _subset(f, icons)
+    for f in [*fonts.glob('*.ttf'), *fonts.glob('*.woff2')]: f.unlink()
+    css.write_text(re.sub(r'url\(([^)]*)\.woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)', r'url(\1.woff) format("woff")', text), encoding='utf-8')
+
+def _subset(font:Path, codes:set):
+    "Write beside a TrueType font a WOFF with some of its characters."
+    from fontTools import subset
+    with subset.load_font(str(font), o := subset.Options(flavor='woff', notdef_outline=True, layout_features=[])) as f:
+        s = subset.Subsetter(o); s.populate(unicodes=codes); s.subset(f)
+        subset.save_font(f, str(font.with_suffix('.woff')), o)
+
 def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, workers:int=2)->Path:
     "Build the book of a profile's records; returns the path of its front page. `BadInput` where a page fails or the site is incomplete."
     profile_file(profile)
@@ -1256,13 +1348,12 @@ def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, wor
     done = subprocess.run([sys.executable, '-c', 'import sys; sys.modules["rfc3987_syntax"] = None; from jupyter_book.cli.main import main; main()', 'build', '--quiet', str(stage)], capture_output=True, text=True)
     built = stage/'_build'/'html'
     if not (built/'index.html').exists(): raise BadInput(f"the book was not built: jupyter-book: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
-    # 1.5 MB of drawn icons, which the theme's web fonts show as well
-    (built/'_static'/'scripts'/'fontawesome.js').write_text('')
-    missing = check_site(built)
-    if missing: raise BadInput(f"the book is incomplete: {'; '.join(missing[:5])}{f' and {len(missing)-5} more' if len(missing) > 5 else ''}")
     tmp = site.with_name(site.name + '.new')
     if tmp.exists(): shutil.rmtree(tmp)
     shutil.copytree(built, tmp)
+    slim(tmp)
+    missing = check_site(tmp)
+    if missing: raise BadInput(f"the book is incomplete: {'; '.join(missing[:5])}{f' and {len(missing)-5} more' if len(missing) > 5 else ''}")
     (tmp/'.built').write_text(key)
     if site.exists(): shutil.rmtree(site)
     tmp.parent.mkdir(parents=True, exist_ok=True); os.rename(tmp, site)

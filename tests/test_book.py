@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd, pytest
 
 from imgcls.params import BadInput
-from imgcls.report import (Book, MARKS, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
-                           readme_is_stale, readme_parts, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
+from imgcls.report import (Book, MARKS, book_key, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
+                           readme_is_stale, readme_parts, speedups, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
 from tests.check_site import Site, check, served
 from tests.fixtures import ROOT, edit_accuracy, fake_record, make_project
 
@@ -151,6 +151,20 @@ def test_ensembles_beside_their_best_member(project, tmp_path):
     assert 'imgcls run ensembles' in plain(ensemble_answer(Book('cpu', root)))
     fake_record(root, 'ensembles', 'average', accuracy=.9, notes=dict(members={k: 0 for k in MEMBERS}))
     assert 'the opposite here' in plain(ensemble_answer(Book('quick', root)))
+
+def test_speed_ups_come_from_committed_measurements(project):
+    book, f = Book('quick'), project/'results/bench/two-cores.json'
+    assert 'imgcls bench --json' in plain(speedups(book))
+    f.parent.mkdir(); before = book_key(book)
+    f.write_text(json.dumps({'features': {'arch': 'mobilenet_v2', 'epochs': 10, 'images': 10000, 'features once, s': 40.5, 'body every time, s': 243., 'times faster': 6., 'cores': 2},
+                             'training': {'convnet, batch 128: imgcls, images/s': 1137., 'convnet, batch 128: fastai on files, images/s': 355., 'convnet, batch 128: times fastai on files': 3.2, 'device': 'cpu', 'cores': 2},
+                             'loaders': dict(times_faster={'torchvision v2, 0 workers': 40.1}, images_per_second={'imgcls': 90000., 'torchvision v2, 0 workers': 2245.}, cores=2),
+                             'runner': dict(runs=10, papermill_start=10., start=2., row=120., two_jobs=30., cores=2)}))
+    try:
+        page = plain(speedups(book))
+        for shown in ('40.5 s', '6.0', '1,137 images/s', '3.2', '40.1', '5.0', 'two-cores.json', 'cpu, 2 cores'): assert shown in page, shown
+        assert book_key(book) != before
+    finally: shutil.rmtree(f.parent)
 
 def test_the_readme_says_what_the_records_say(monkeypatch):
     monkeypatch.setenv('IMGCLS_PROJECT', str(ROOT)); monkeypatch.setenv('IMGCLS_RESULTS', str(ROOT/'results')); monkeypatch.chdir(ROOT)
