@@ -1,6 +1,7 @@
 # make report: everything from nothing to the book.  make test: every check.  Both set up .venv first, once.
 PYTHON ?= python3
 PROFILE ?= quick
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,8 +20,8 @@ $(STAMP): settings.ini setup.py pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
-report: $(STAMP)  ## run the quick profile (PROFILE=cpu for another) and build the book
-	$(BIN)/imgcls report --profile $(PROFILE)
+report: $(STAMP)  ## run the quick profile (PROFILE=cpu for another), JOBS=2 runs at a time, and build the book
+	$(BIN)/imgcls report --profile $(PROFILE) --jobs $(JOBS)
 
 readme: $(STAMP)  ## write the README's table and figure from the committed records
 	$(BIN)/python -c 'from imgcls.report import write_readme; write_readme()'
