@@ -38,7 +38,8 @@ test: $(STAMP)  ## nbdev-test on every notebook, then pytest, browser tests incl
 fault: $(STAMP)  ## end the runner, its slots, kernels and warm parent by SIGKILL 30 times (KILLS=30), check that nothing is lost
 	$(BIN)/python tests/faults.py $(or $(KILLS),30)
 
-export: $(STAMP)  ## notebooks to imgcls/, then clean them
+export: $(STAMP)  ## notebooks to imgcls/, then clean them; the repository's address from settings.ini into badges
+	$(BIN)/python tests/addresses.py
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 

@@ -596,7 +596,7 @@ class Board:
     "What the user sees: a line for each seed that ends, and on a terminal a line that says what runs and when all will be done."
     def __init__(self, total:int, stream=None):
         self.stream = stream or sys.stderr
-        self.tty, self.total, self.ended, self._shown = self.stream.isatty(), total, 0, 0.
+        self.tty, self.total, self.ended, self._shown = self.stream.isatty() and 'JPY_PARENT_PID' not in os.environ, total, 0, 0. # a notebook's `!` gives a terminal that cannot take lines back
     def line(self, text:str):
         print(('\r\033[K' if self.tty else '') + text, file=self.stream, flush=True)
     def state(self, running:list[str], left:float|None):
