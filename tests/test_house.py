@@ -60,3 +60,9 @@ def test_committed_records_are_of_the_params_files():
         r = json.loads(f.read_text())
         if load_params(f"{r['study']}/{r['run']}", r['profile'], seed=r['seed']).resolve().key != r['key']: stale.append(str(f.relative_to(ROOT)))
     assert not stale, f'a params file or a default changed under these published records: run them again, or take the change back: {stale}'
+
+def test_committed_results_are_small():
+    import subprocess
+    files = subprocess.run(['git', 'ls-files', '-z', 'results'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+    sizes = {f: (ROOT/f).stat().st_size for f in files if f}
+    assert sizes and sum(sizes.values()) <= 15e6, dict(sorted(sizes.items(), key=lambda kv: -kv[1])[:5])
