@@ -1,13 +1,15 @@
 # make report: everything from nothing to the book.  make test: every check.  Both set up .venv first, once.
 PYTHON ?= python3
 PROFILE ?= quick
+# what is published: the largest profile that has committed records
+PUBLIC := $(if $(wildcard results/full/*/*/s*/record.json),full,cpu)
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install report test fault export clean-notebooks lock
+.PHONY: help install report public hooks readme check-site test fault export lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -22,6 +24,12 @@ $(STAMP): settings.ini setup.py pyproject.toml requirements.lock
 
 report: $(STAMP)  ## run the quick profile (PROFILE=cpu for another), JOBS=2 runs at a time, and build the book
 	$(BIN)/imgcls report --profile $(PROFILE) --jobs $(JOBS)
+
+public: $(STAMP)  ## build the book of the committed records, the largest profile there is, into site/public; trains nothing
+	$(BIN)/imgcls report --profile $(PUBLIC) --no-run -o site/public
+
+hooks: $(STAMP)  ## install nbdev's git hooks: notebooks are cleaned when Jupyter saves them and merged cell by cell
+	$(BIN)/nbdev-install-hooks
 
 readme: $(STAMP)  ## write the README's table and figure from the committed records
 	$(BIN)/python -c 'from imgcls.report import write_readme; write_readme()'
