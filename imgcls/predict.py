@@ -27,7 +27,7 @@ from .models import build_model
 from .params import BadInput, load_study, make_params, nearest, run_file, study_names
 from .pretrained import is_backbone, set_head
 from .records import Record, find_records, write_atomic
-from .training import load_weights, pick_dtype
+from .training import load_weights, pick_dtype, spare_strided
 
 # %% ../nbs/10_predict.ipynb #c008
 def natural(name:str # '/'-separated
@@ -103,6 +103,7 @@ class Model:
         with torch.random.fork_rng(devices=[]): self.model = build_model(self.params.arch, len(self.classes), self.size, **self.params.arch_args)
         if is_backbone(self.params.arch): set_head(self.model, self.params.head, len(self.classes))
         load_weights(self, folder/'model.safetensors') # into `model`, by the names of `params`
+        if self.dtype != torch.float32 and self.device.type == 'cpu': spare_strided(self.model)
         self.model = self.model.float().to(self.device).eval()
         if self.params.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
         mean, std = torch.tensor([*m.mean, 0.]), torch.tensor([*m.std, 1.])

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .loaders import dataloaders, pick_device
-from .models import build_model, init_whitening, needs_whitening
+from .models import build_model, check_size, init_whitening, needs_whitening
 from .params import BadInput, Params, Phase
 from .pretrained import FrozenEval, features_once, is_backbone, load_pretrained, param_groups, set_head
 from .records import write_atomic
@@ -183,7 +183,7 @@ class Measure(Callback):
     "Running loss and accuracy on the device; a row of history an epoch; divergence; best epoch; patience."
     order = 55
     def __init__(self): self.rows, self.diverged_at, self.steps, self.best = [], None, 0, None
-    def start_phase(self, index:int, patience:int|None): self.phase, self.patience = index, patience
+    def start_phase(self, index:int, patience:int|None): self.phase, self.patience, self.since = index, patience, sum(r['phase'] < index for r in self.rows) - 1
     def _zero(self):
         d = next(self.model.parameters()).device
         self.sum, self.hits, self.n, self.bad = torch.zeros((), device=d), torch.zeros((), device=d, dtype=torch.long), 0, torch.full((), -1, device=d, dtype=torch.long)
@@ -261,13 +261,14 @@ def learner(p:Params, # resolved
     elif device.type == 'cuda': torch.backends.cudnn.benchmark = True
     dls = dataloaders(p) if dls is None else dls
     seed_everything(p.seed)
-    model, weights, groups = build_model(p.arch, dls.c, dls.train.size, **p.arch_args), None, trainable_params
+    if sizes := tuple(ph.size for ph in p.phases if ph.size): check_size(p.arch, p.arch_args, dls.valid.size, sizes)
+    model, weights, groups = build_model(p.arch, dls.c, dls.valid.size, **p.arch_args), None, trainable_params
     if is_backbone(p.arch):
         set_head(model, p.head, dls.c)
         groups = partial(param_groups, p.arch)
         if start and p.weights != 'none': weights = _start_from(model, p, dls)
     model = model.to(device)
-    if start and needs_whitening(model): init_whitening(model, dls.train.new(shuffle=False, drop_last=False, bs=512).one_batch()[0])
+    if start and needs_whitening(model): init_whitening(model, dls.train.new(shuffle=True, drop_last=False, augment=[], mixup=0., cutmix=0., bs=2048).one_batch()[0])
     if p.channels_last: model = model.to(memory_format=torch.channels_last)
     dtype = pick_dtype(p, device)
     if dtype != torch.float32 and device.type == 'cpu': spare_strided(model)
@@ -370,6 +371,7 @@ class Keeper(Callback):
     order = 70
     def __init__(self, p:Params, measure:Measure, folder:Path|None, on_epoch, notes:dict):
         self.p, self.measure, self.folder, self.on_epoch, self.notes = p, measure, folder, on_epoch, notes
+        self.began = dict(key=p.key) # with `fit`, also the images and the weights it starts from: a checkpoint of others is not taken up
         self.total, self.kept, self.index, self.at = sum(ph.epochs for ph in phases_of(p)), None, 0, 0
     def start_phase(self, index:int, schedule:Schedule): self.index, self.schedule, self.trained = index, schedule, False
     def before_train(self): self.trained = True
@@ -379,18 +381,18 @@ class Keeper(Callback):
         better = m.close_epoch(self.opt.hypers[-1]['lr'])
         self.schedule.observe(m.valid_scores[1])
         if better if self.p.select == 'best' else self.p.ema: self.kept = weights_of(self.learn)
-        stop = bool(m.patience and len(m.rows) - 1 - m.best >= m.patience)
+        stop = bool(m.patience and len(m.rows) - 1 - max(m.best, m.since) >= m.patience) # a phase waits for itself
         if self.folder is not None: self._checkpoint(stop or self.epoch + 1 == self.n_epoch)
         if self.on_epoch is not None: self.on_epoch(m.rows, self.total)
         if stop: raise CancelFitException()
     def _checkpoint(self, last:bool):
         m = self.measure
-        save_checkpoint(self.folder, self.learn, dict(key=self.p.key, done=len(m.rows), rows=m.rows, best=m.best, steps=m.steps, lr_find=self.notes.get('lr_find'),
+        save_checkpoint(self.folder, self.learn, self.began | dict(done=len(m.rows), rows=m.rows, best=m.best, steps=m.steps, lr_find=self.notes.get('lr_find'),
             phase=self.index + last, epoch=0 if last else self.epoch + 1, schedule=None if last else self.schedule.state()), self.kept)
     def resume(self)->dict|None:
         "Take up the last whole epoch in the folder, if it is this run's: where to go on."
         found = read_checkpoint(self.folder) if self.folder is not None else None
-        if found is None or found[0]['key'] != self.p.key: return None
+        if found is None or any(found[0].get(k) != v for k, v in self.began.items()): return None
         state, tensors = found
         restore_checkpoint(self.learn, state, tensors)
         m, device = self.measure, next(self.model.parameters()).device
@@ -411,6 +413,7 @@ def freeze(learn:Learner, policy:str):
 def start_phase(learn:Learner, ph:Phase)->int:
     "Set up a phase; how many parameters it trains."
     learn.dls.train.set_augment(ph.augment, ph.augment_mode)
+    learn.dls.train.size = ph.size or learn.dls.valid.size # judged at the run's own size
     if hasattr(learn, 'frozen_eval'): learn.frozen_eval.keep = ph.frozen_norms == 'keep'
     freeze(learn, ph.freeze)
     return sum(x.numel() for x in learn.model.parameters() if x.requires_grad)
@@ -430,6 +433,7 @@ def fit(learn:Learner, # from `learner(p)`
     t0, notes, trained, measure, phases = time.perf_counter(), {}, [], Measure(), phases_of(p)
     if getattr(learn, 'weights', None): notes['weights'] = learn.weights
     keeper = Keeper(p, measure, None if checkpoint is None else Path(checkpoint), on_epoch, notes)
+    keeper.began |= dict(data=getattr(getattr(learn.dls, 'splits', None), 'fingerprint', None), weights=(getattr(learn, 'weights', None) or {}).get('source'))
     cbs = [measure, keeper] + [ClipGrad(p.grad_clip)]*bool(p.grad_clip) + [EMA(p.ema)]*bool(p.ema)
     slow = [cb for cb in learn.cbs if isinstance(cb, (Recorder, ProgressCallback))] if p.lean else []
     if not learn.opt: learn.create_opt()
@@ -458,7 +462,7 @@ def fit(learn:Learner, # from `learner(p)`
                 learn.opt.set_hyper('mom', p.momentum)
                 with learn.removed_cbs(slow): learn.fit(ph.epochs, lr=schedule.lrs, cbs=schedule, start_epoch=at)
             if measure.diverged_at is not None: notes['diverged_at_step'] = measure.diverged_at; break
-    finally: learn.remove_cbs(cbs)
+    finally: learn.remove_cbs(cbs); learn.dls.train.size = learn.dls.valid.size
     if keeper.kept is not None: learn.model.load_state_dict(keeper.kept)
     seconds = sum(r['seconds'] for r in measure.rows) + sum(f['seconds'] for f in notes.get('features', {}).values())
     return dict(rows=measure.rows, best_epoch=None if measure.best is None else measure.best + 1, status='done' if measure.diverged_at is None else 'diverged', train_seconds=seconds,

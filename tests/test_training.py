@@ -1,5 +1,5 @@
 "Training keeps its promises: the same numbers again, after a kill, and a loss that blows up is a result."
-import json, math, os, subprocess, sys
+import dataclasses, json, math, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -134,3 +134,39 @@ def test_test_split_is_never_read_while_training():
         def __iter__(self): raise AssertionError('the test split was read')
     dls.loaders[2] = Guard()
     fit(learner(p, dls), p)
+
+def _killed_after(p, dls, folder, epoch=1):
+    class Killed(Exception): pass
+    def stop(rows, total):
+        if len(rows) == epoch: raise Killed('now')
+    with pytest.raises(Killed): fit(learner(p, dls), p, folder, stop)
+
+def test_a_checkpoint_of_other_images_is_left_alone(tmp_path):
+    p = params(); dls = dataloaders(p)
+    _killed_after(p, dls, tmp_path)
+    dls.splits = dataclasses.replace(dls.splits, fingerprint="others")
+    assert 'resumed_after_epoch' not in fit(learner(p, dls), p, tmp_path)['notes']
+
+def test_a_phase_waits_for_itself_and_a_resume_waits_no_longer(tmp_path):
+    two = [dict(epochs=2, lr=3e-3), dict(epochs=6, lr=1e-12, patience=2, schedule='constant')]
+    p = params(phases=two); dls = dataloaders(p)
+    whole = fit(learner(p, dls), p)['rows']
+    assert max(r['phase'] for r in whole) == 1 and sum(r['phase'] for r in whole) >= 2 # though nothing gets better
+    _killed_after(p, dls, tmp_path, epoch=3)
+    assert len(fit(learner(p, dls), p, tmp_path)['rows']) == len(whole)
+
+def test_a_phase_trains_at_its_own_size_and_is_judged_at_the_runs():
+    p = params(arch='simple', size=16, phases=[dict(epochs=1, size=12), dict(epochs=1)]); learn, seen = learner(p), []
+    learn.model.register_forward_pre_hook(lambda m, x: seen.append((m.training, x[0].shape[-1])))
+    fit(learn, p)
+    assert set(seen) == {(True, 12), (False, 16), (True, 16)} and seen[0] == (True, 12)
+    with pytest.raises(BadInput, match='phases: size 12: convnet flattens'): learner(params(phases=[dict(epochs=1, size=12)]))
+
+def test_the_whitened_stem_sees_all_classes():
+    from imgcls import training
+    p = params(arch='fast_resnet', size=32, arch_args={}); dls, got = dataloaders(p), []
+    real = training.init_whitening
+    training.init_whitening = lambda m, x: got.append(len(x)) or real(m, x)
+    try: a, b = (learner(p, dls).model.stem.conv.weight for _ in range(2))
+    finally: training.init_whitening = real
+    assert got[0] == min(2048, len(dls.train.dataset)) and torch.equal(a, b)
