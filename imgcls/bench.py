@@ -53,7 +53,7 @@ def _rate(dl, n:int)->float:
     return seen/t
 
 def bench_loaders(name:str='cifar10', # a dataset of images of one size
-                  images:int=6400, rounds:int=3, batch_size:int=128, workers:int=2)->dict:
+                  images:int=6400, rounds:int=3, batch_size:int=128, workers:int=2)->dict: # way → images a second, and ratios
     "Images a second of these loaders and four usual ones, crop + flip + normalise: medians over interleaved rounds, and ratios."
     from fastai.vision.all import CropPad, FlipItem, ImageDataLoaders, RandomCrop
     from torch.utils.data import DataLoader
@@ -108,7 +108,8 @@ def _bare(p:Params, classes:int, device, batches)->float:
     return n/(time.perf_counter() - t0)
 
 def bench_training(name:str='cifar10', # a dataset of images of one size
-                   archs=('convnet', 'group_resnet'), batch_sizes=(128, 512), images:int=2560, rounds:int=3, workers:int=0, log=print)->dict:
+                   archs=('convnet', 'group_resnet'), batch_sizes=(128, 512), # networks and images a batch
+                   images:int=2560, rounds:int=3, workers:int=0, log=print)->dict:
     "Training images a second of five ways, by network and batch size: medians over interleaved rounds, ratios within rounds, and the host's cost of a step."
     from fastai.vision.all import ImageDataLoaders, Normalize, SGD
     out = {}

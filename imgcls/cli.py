@@ -45,6 +45,7 @@ def _left(out)->int:
     return out.status
 
 def cmd_run(a)->int:
+    "Train what is not up to date: 0 done, 1 a run failed or was interrupted."
     from imgcls import runner
     seeds = _seeds(a.seeds) if a.seeds else None
     _positive('budget', a.budget); _positive('timeout', a.timeout)
@@ -58,6 +59,7 @@ def cmd_run(a)->int:
     return out.status
 
 def cmd_status(a)->int:
+    "List records by their state; writes nothing."
     from imgcls import runner
     rows = runner.status(a.what, a.profile)
     if a.json: print(json.dumps(rows, indent=1)); return 0
@@ -86,6 +88,7 @@ def _record(name:str, profile:str, seed:int|None):
     return folder, records.read_record(folder)
 
 def cmd_show(a)->int:
+    "One record: its numbers, parameters and notebook."
     folder, r = _record(a.run, a.profile, a.seed)
     if a.json: print(r.model_dump_json(by_alias=True, indent=1)); return 0
     from imgcls.runner import _took, duration, drift
@@ -107,6 +110,7 @@ def _unusual(params:dict)->dict:
     return {k: v for k, v in params.items() if k in usual and usual[k] != v and k not in ('study', 'run', 'profile', 'seed')}
 
 def cmd_compare(a)->int:
+    "Where runs differ, their numbers, and paired tests where there are two."
     from imgcls.runner import _took, duration
     records = [_record(x, a.profile, a.seed)[1] for x in (a.run, *a.other)]
     keys = dict.fromkeys(k for r in records for k in r.params)
@@ -141,6 +145,7 @@ def _paired(a, first)->dict:
 
 # %% ../nbs/14_cli.ipynb #p002
 def cmd_predict(a)->int:
+    "Label images: CSV to a file or to stdout, what is said about it to stderr."
     if len(a.what) < 2: raise BadInput(f'predict: {a.what[0]} and what else? name a run, then its images, such as: imgcls predict {a.what[0]} new_images/')
     if a.gallery_images < 1: raise BadInput(f'--gallery-images {a.gallery_images}: not allowed; a whole number from 1')
     from imgcls.predict import predict
@@ -150,6 +155,7 @@ def cmd_predict(a)->int:
     return 0
 
 def cmd_export(a)->int:
+    "A run as ONNX, with its largest difference to torch."
     from imgcls.predict import export_onnx
     d = export_onnx(a.run, a.output, a.images, a.profile, a.seed)
     print(f"{d['file']}: {d['run']}, {d['classes']} classes, {d['size']} x {d['size']} pixels, {d['bytes']/2**20:.1f} MB\nlargest difference of a probability to torch on {d['images']} images: {d['difference']:.2g}; same label on {d['same_label']:.1%}")
@@ -157,6 +163,7 @@ def cmd_export(a)->int:
 
 # %% ../nbs/14_cli.ipynb #c015
 def cmd_report(a)->int:
+    "Run what is missing, then build the book; prints the path of its front page."
     from imgcls import runner
     status = 0
     _positive('jobs', a.jobs)
@@ -171,6 +178,7 @@ def cmd_report(a)->int:
     return status
 
 def cmd_model(a)->int:
+    "Layers, shapes, parameters and multiply-adds of a network or of a run's."
     from imgcls.params import ARCHS, load_params
     if '/' in a.name:
         p = load_params(a.name, a.profile).resolve()
@@ -184,6 +192,7 @@ def cmd_model(a)->int:
 
 # %% ../nbs/14_cli.ipynb #c016
 def cmd_check(a)->int:
+    "What is wrong with a dataset; 1 with `--strict` where a problem was found."
     from imgcls.checks import check_data
     report = check_data(a.dataset, a.other)
     print(report.to_text())
@@ -199,12 +208,14 @@ def cmd_check(a)->int:
 
 # %% ../nbs/14_cli.ipynb #c018
 def cmd_new(a)->int:
+    "Write a study that runs as it is."
     from imgcls.runner import new_study
     for f in new_study(a.study): print(f)
     print(f'It runs as it is: imgcls run {a.study}\nIts page is in the book as soon as it has records: imgcls report')
     return 0
 
 def cmd_kernel(a)->int:
+    "Install the kernel spec of warm kernels."
     from imgcls import warm
     if not warm.can_fork(): raise BadInput('kernel: warm kernels are not possible on this system, fork is missing or unsafe; plain kernels serve')
     try: print(warm.install_spec(a.prefix))
@@ -221,6 +232,7 @@ def _flat(d:dict, path=''):
         elif not isinstance(v, list): yield dict(k=path + k, v=v)
 
 def cmd_bench(a)->int:
+    "Measure speeds; the figures as JSON where a file is named."
     import inspect
     from imgcls.records import environment, now
     _positive('repeat', a.repeat)

@@ -187,7 +187,7 @@ def _softened(P, T):
     return z/z.sum(1, keepdims=True)
 
 def temperature(frame:pd.DataFrame, classes:list[str], split:str='valid')->float: # 0.05 to 20; above 1: the model was too sure
-    "The temperature that makes the loss on `split` least; the loss is convex in 1/T, so there is one."
+    "The temperature that makes the loss on `split` least (Guo et al., 2017); the loss is convex in 1/T, so there is one."
     from scipy.optimize import minimize_scalar
     t, _, rows = _arrays(frame, classes, split)
     z = np.log(np.maximum(probabilities(rows, classes), TINY, dtype=np.float32))
@@ -301,7 +301,7 @@ def gain(a, # the run compared with: seed → number, a Series by seed, or a lis
 
 # %% ../nbs/09_evaluation.ipynb #c034
 def holm(p)->pd.Series: # adjusted, same index
-    "Holm's step-down correction of p-values (a mapping, Series or sequence); NaN, no test made, stays NaN and does not count."
+    "Holm's step-down correction (1979) of p-values (a mapping, Series or sequence); NaN, no test made, stays NaN and does not count."
     p = pd.Series(p, dtype=float)
     if not p.index.is_unique: raise BadInput(f"holm: '{p.index[p.index.duplicated()][0]}' is there twice; each comparison needs its own name")
     tested = p.dropna().sort_values(kind='stable')
@@ -343,7 +343,7 @@ def _per_image(rows, t, p):
 
 def bootstrap(frame:pd.DataFrame, classes:list[str], split:str|None=None, statistics:Sequence[str]=('accuracy', 'top5', 'loss'), # also macro_f1
               resamples:int=1000, level:float=.95, seed:int=0)->pd.DataFrame: # index statistic; columns value, low, high, images
-    "Percentile intervals over images for one trained model."
+    "Percentile intervals over images for one trained model (Efron's bootstrap, 1979)."
     t, p, rows = _arrays(frame, classes, split)
     n, ends, each = len(t), [.5-level/2, .5+level/2], _per_image(rows, t, p)
     for s in statistics:
@@ -410,7 +410,7 @@ class McNemar(NamedTuple):
     about: str = 'two trained models on the same images, not two methods'
 
 def mcnemar(a:pd.DataFrame, b:pd.DataFrame, split:str|None=None, names:tuple=('a', 'b'))->McNemar:
-    "Do two trained models differ on these images? Exact, two-sided."
+    "Do two trained models differ on these images? McNemar's test (1947), exact, two-sided."
     f = same_images({names[0]: of_split(a, split), names[1]: of_split(b, split)})
     return _mcnemar(*(x['top1'].to_numpy() == x['target'].to_numpy() for x in f.values()))
 
@@ -421,8 +421,8 @@ def _mcnemar(*right):
     return McNemar(n_a, n_b, p, len(right[0]))
 
 def compare_frames(a:pd.DataFrame, b:pd.DataFrame, classes:list[str], split:str|None=None, names:tuple=('a', 'b'),
-                   resamples:int=1000, level:float=.95, seed:int=0)->dict:
-    """Two trained models on the same images: accuracy of both, `difference` (b - a) with its interval over images (paired bootstrap), images only one has right,
+                   resamples:int=1000, level:float=.95, seed:int=0)->dict: # shares of images, as `name → number`
+    """Two trained models on the same images: accuracy of both, `difference` (b - a) with its interval over images (paired bootstrap of `resamples` draws), images only one has right,
     McNemar's `p`, the share on which they `agree`, and `about`, which says what this does not show."""
     f = list(same_images({n: of_split(x, split) for n, x in zip(names, (a, b))}).values())
     (t, pa, _), (_, pb, _) = (_arrays(x, classes, split) for x in f)

@@ -114,7 +114,8 @@ def device_name(learn)->str:
 def save_record(folder:Path, # from `begin_record(p)`
                 learn, p:Params, result:dict, # from `fit`
                 scores:Scores, # from `evaluate`
-                notes:dict|None=None)->Record:
+                notes:dict|None=None, # JSON values that go into the record beside those of `fit`
+               )->Record:
     "Write a run's record into its folder; run by hand, also put it in its place (the runner does that itself, with the executed notebook)."
     history_table(result).to_csv(folder/'history.csv', index=False)
     scores.frame.to_parquet(folder/'predictions.parquet', **PARQUET)
@@ -175,13 +176,13 @@ def member_predictions(p:Params, members:dict)->dict: # study/run → prediction
     return same_images({k: pd.concat([of_split(read_predictions(f), s) for s in ['valid'] + ['test']*p.evaluate_test], ignore_index=True) for k, (f, _) in members.items()})
 
 def put_together(p:Params, frames:dict, classes:list)->Scores:
-    "The ensemble's predictions and metrics, by its rule."
+    "The ensemble's predictions and metrics by the rule of `p`, from the `frames` of `member_predictions`; `BadInput` where members cannot be put together."
     if p.rule == 'vote': frame = vote(frames, classes, p.tie_break)
     else: frame = average(frames, classes, 'valid' if p.rule == 'weighted' else 'equal', p.keep_probabilities)
     return Scores(frame, list(classes), 'test' if p.evaluate_test else 'valid')
 
 def save_ensemble(folder:Path, p:Params, members:dict, scores:Scores, seconds:float)->Record:
-    "Write an ensemble's record: its own predictions and metrics; members, their seeds and the sum of their training seconds in the notes."
+    "Write an ensemble's record: its own predictions and metrics; `members` (from `ensemble_members`), their seeds and the sum of their training seconds in the notes."
     records = [r for _, r in members.values()]
     scores.frame.to_parquet(folder/'predictions.parquet', **PARQUET)
     trained = [r.timing.train_seconds for r in records]

@@ -174,16 +174,20 @@ def gray(x)->torch.Tensor:
     "Luma of pixels (n, 3, h, w) as (n, 1, h, w)."
     return _GRAY[0]*x[:, :1] + _GRAY[1]*x[:, 1:2] + _GRAY[2]*x[:, 2:]
 
-def gamma(x, d): return x.clamp(0, 1)**_of(d['gamma'])
+def gamma(x, d):
+    "Pixels of (n, 3, h, w) in 0..1 to the power `gamma`."
+    return x.clamp(0, 1)**_of(d['gamma'])
 def jitter(x, d):
     "Brightness, then contrast about the mean luma."
     x = (x*_of(d['brightness'])).clamp(0, 1)
     c = _of(d['contrast'])
     return (x*c + gray(x).mean((1, 2, 3), keepdim=True)*(1-c)).clamp(0, 1)
-def grayscale(x, d): return torch.where(_of(d['grayscale']), gray(x).expand_as(x), x)
+def grayscale(x, d):
+    "The luma in all three channels of (n, 3, h, w), where `grayscale` says so."
+    return torch.where(_of(d['grayscale']), gray(x).expand_as(x), x)
 
 def cutout(x, d):
-    "A square of `side` pixels about (`cy`, `cx`) becomes 0, the mean of normalised images."
+    "A square of `side` pixels about (`cy`, `cx`) becomes 0, the mean of normalised images (DeVries and Taylor, 2017)."
     ar = torch.arange(x.shape[2], device=x.device)
     inside = lambda c: ((top := (c - d['side']//2)[:, None]) <= ar) & (ar < top + d['side'][:, None])
     return x.masked_fill((inside(d['cy'])[:, :, None] & inside(d['cx'])[:, None, :])[:, None], 0)
@@ -231,7 +235,7 @@ def draw_mix(mixup:float, cutmix:float, # alphas of Beta(alpha, alpha); 0: off
              size:int, # pixels a side
              seed:int,
             )->dict: # name → tensor (n,) or (n, 4)
-    "Share of the first picture (`lam`) and the box of the second (`box`: y0, y1, x0, x1; empty for MixUp) for `n` batches; with both, each batch is one or the other."
+    "Share of the first picture (`lam`) and the box of the second (`box`: y0, y1, x0, x1; empty for MixUp) for `n` batches; with both, each batch is one or the other (MixUp: Zhang et al., 2018; CutMix: Yun et al., 2019)."
     rng = np.random.RandomState(seed % 2**32)
     cut = rng.rand(n) < .5 if mixup and cutmix else np.full(n, bool(cutmix))
     lam = np.where(cut, rng.beta(cutmix or 1, cutmix or 1, n), rng.beta(mixup or 1, mixup or 1, n))

@@ -52,7 +52,7 @@ def trace_shapes(model:nn.Module,
 ACTS = dict(relu=nn.ReLU, leakyrelu=nn.LeakyReLU, tanh=nn.Tanh, gelu=nn.GELU, silu=nn.SiLU)
 
 def named(layers:dict)->nn.Sequential:
-    "A `Sequential` of the layers in a name → layer dictionary; those that are None are left out."
+    "A `Sequential` of `layers`, a name → layer dictionary; those that are None are left out."
     return nn.Sequential(OrderedDict((k, m) for k, m in layers.items() if m is not None))
 
 def flat_features(body:nn.Module, size:int)->int:
@@ -98,7 +98,7 @@ def block_cnn(classes, size, a):
 # %% ../nbs/06_models.ipynb #c016
 @network
 def group_resnet(classes, size, a):
-    "Groups of basic residual blocks, averaged to one pixel (study A)."
+    "Groups of basic residual blocks (He et al., 2016), averaged to one pixel (study A)."
     d, n_in = dict(stem=named(_conv_norm_act(3, 64, kernel_size=3, padding=1, bias=False))), 64
     for i, (blocks, n, stride) in enumerate(zip(a.blocks, a.filters, a.strides), 1):
         group = []
@@ -209,7 +209,7 @@ def basenet(classes, size, a):
 
 # %% ../nbs/06_models.ipynb #c028
 def he_(model:nn.Module)->nn.Module:
-    "He's initialisation, in place: normal weights of variance 2/fan-in for convolutions and linear layers, zero biases."
+    "He's initialisation (He et al., 2015), in place: normal weights of variance 2/fan-in for convolutions and linear layers, zero biases."
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
@@ -218,7 +218,7 @@ def he_(model:nn.Module)->nn.Module:
 
 @network
 def vgg(classes, size, a):
-    "A VGG in parts: blocks of 3 x 3 convolutions, chosen poolings, a dense head (study E)."
+    "A VGG in parts (Simonyan and Zisserman, 2014): blocks of 3 x 3 convolutions, chosen poolings, a dense head (study E)."
     d, n_in = {}, 3
     for i, (convs, n) in enumerate(zip(a.blocks, a.filters), 1):
         block = {}
@@ -259,7 +259,7 @@ class Scale(nn.Module):
 # %% ../nbs/06_models.ipynb #c031
 @network
 def fast_resnet(classes, size, a):
-    "A whitening stem, groups of conv-pool-conv that start as the identity, a global maximum: for small images."
+    "A whitening stem, groups of conv-pool-conv that start as the identity, a global maximum: for small images, after airbench (Jordan, 2024)."
     stem, n_in = nn.Conv2d(3, 24, 2), 24
     if a.whiten:
         weight = stem.weight.detach()

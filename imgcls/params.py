@@ -177,7 +177,9 @@ class TorchvisionVGG(Backbone):
         "The smallest image."
         return 32
 
-class TorchvisionVGGNorm(TorchvisionVGG): batch_norm: Literal[True] = True
+class TorchvisionVGGNorm(TorchvisionVGG):
+    "A VGG of torchvision with batch norm."
+    batch_norm: Literal[True] = True
 
 class VGG(Strict):
     "The VGG of study E's ladder; defaults are its final table, eight convolutions."
@@ -226,11 +228,16 @@ class Chains(Strict):
     kernel: Annotated[Int, Field(ge=1)] = 3
 
 class SimpleChains(Chains):
+    "Two chains, the smallest network of study D."
     filters: Widths = [64, 128]
     kernel: Annotated[Int, Field(ge=1)] = 5 # with 3 its two layers see too little of the image
 
-class ComplexChains(Chains): filters: Widths = [128, 256, 512]
-class MediumChains(Chains): filters: Widths = [64, 128, 256, 512]
+class ComplexChains(Chains):
+    "Three wide chains."
+    filters: Widths = [128, 256, 512]
+class MediumChains(Chains):
+    "Four chains."
+    filters: Widths = [64, 128, 256, 512]
 
 class BaseNet(Strict):
     "Two convolutions of 5 x 5 and two linear layers (study E's first step)."
@@ -484,7 +491,9 @@ def study_names()->list[str]:
     "Studies of the project, in alphabetical order."
     return sorted(f.parent.name for f in (project_root()/'params').glob('*/study.yaml'))
 
-def profile_names()->list[str]: return sorted(f.stem for f in (project_root()/'params'/'profiles').glob('*.yaml'))
+def profile_names()->list[str]:
+    "Profiles of the project, in alphabetical order."
+    return sorted(f.stem for f in (project_root()/'params'/'profiles').glob('*.yaml'))
 
 def run_file(name:str)->Path:
     "The YAML file of a run named `study/run` or given as a path; `BadInput` names the nearest."

@@ -455,7 +455,8 @@ def plot_tradeoff(d:pd.DataFrame, # a row a run
 # %% ../nbs/02_plots.ipynb #c038b
 @_styled
 def plot_gain(d:pd.DataFrame, # columns name, images, difference, low, high (shares; NaN ends: one seed), claimed (bool)
-              against:str='scratch', title:str='', ax=None):
+              against:str='scratch', # what zero stands for, in words
+              title:str='', ax=None):
     "Points of test accuracy above or below something, against the number of training images (log)."
     _need(d, ['name', 'images', 'difference', 'low', 'high', 'claimed'], 'plot_gain')
     if d.empty: raise BadInput("plot_gain: no rows; a run and the one it is compared with must share a seed")
@@ -482,7 +483,8 @@ def plot_gain(d:pd.DataFrame, # columns name, images, difference, low, high (sha
 def plot_search(trials:pd.DataFrame, # a row a trial
                 value:str='max_valid_accuracy', # a column of shares; or per cent, as in the published tables
                 color:str|None='momentum', # a column for colour; none: one colour
-                lr:str='lr', title:str='', ax=None):
+                lr:str='lr', # the column of learning rates
+                title:str='', ax=None):
     "Accuracy of each trial against its learning rate (log), coloured by momentum."
     _need(trials, [lr, value] + ([color] if color else []), 'plot_search')
     t = trials.dropna(subset=[lr, value])

@@ -275,16 +275,22 @@ def split_arguments(args:Sequence[str])->tuple[list[str], list[str]]:
     while n < len(args) - 1 and (is_run(args[n]) or not (os.path.exists(args[n]) or any(c in args[n] for c in '*?['))): n += 1
     return list(args[:n]), list(args[n:])
 
-def to_csv(table:pd.DataFrame)->str: return table.to_csv(index=False, lineterminator='\n')
+def to_csv(table:pd.DataFrame)->str:
+    "The text of a submission: a header, a row an image, lines ended by a newline on every system."
+    return table.to_csv(index=False, lineterminator='\n')
 
 def _place(path:str, option:str):
     if not Path(path).parent.is_dir(): raise BadInput(f'{option} {path}: no such folder {Path(path).parent}; make it first')
 
 def predict(args:Sequence[str], # runs or studies, then images
             output:str|None=None, # CSV file; none: the text is returned and nothing written
-            columns=('file', 'label'), probabilities:bool=False, tie_break:str|None=None, average:bool=False, gallery_file:str|None=None, gallery_images:int=7,
-            gallery_classes=None, mark:str='unreadable', profile:str|None=None, seed:int|None=None, log=lambda text: None)->str:
-    "Label images and write the submission; the CSV's text."
+            columns=('file', 'label'), # names of the two columns
+            probabilities:bool=False, # a column more for each class
+            tie_break:str|None=None, average:bool=False, # several runs: who decides ties of a vote, or their mean
+            gallery_file:str|None=None, gallery_images:int=7, gallery_classes=None, # a page, images a class on it, classes on it; none: all
+            mark:str='unreadable', # the label of files that cannot be read
+            profile:str|None=None, seed:int|None=None, log=lambda text: None)->str:
+    "Label images and write the submission; the CSV's text. `BadInput` before any work where the request cannot be met; a file that cannot be read is marked, not fatal."
     for path, option in ((output, '-o'), (gallery_file, '--gallery')):
         if path: _place(path, option)
     names, where = split_arguments(args)

@@ -28,7 +28,9 @@ from .params import Backbone, BadInput, Params, arch_class, weight_sources, weig
 from .records import sha256, weights_record
 
 # %% ../nbs/07_pretrained.ipynb #c006
-def is_backbone(arch:str)->bool: return issubclass(arch_class(arch), Backbone)
+def is_backbone(arch:str)->bool:
+    "Whether `arch` has a body, a head and a freeze policy."
+    return issubclass(arch_class(arch), Backbone)
 
 def head_name(model:nn.Sequential)->str:
     "The name of a backbone's last child."

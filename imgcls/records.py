@@ -84,17 +84,25 @@ def run_dir(profile:str, study:str, run:str, seed:int, root:Path|None=None)->Pat
     "The folder of one seed's record."
     return Path(root or results_root())/profile/study/run/f's{seed}'
 
-def params_dir(p:Params, root:Path|None=None)->Path: return run_dir(p.profile, p.study, p.run, p.seed, root)
-def tmp_dir(folder:Path)->Path: return folder.with_name(folder.name + '.tmp')
-def failed_dir(folder:Path)->Path: return folder.with_name(folder.name + '.failed')
-def now()->str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def params_dir(p:Params, root:Path|None=None)->Path:
+    "The folder of the record that `p` leaves."
+    return run_dir(p.profile, p.study, p.run, p.seed, root)
+def tmp_dir(folder:Path)->Path:
+    "Where a record is while it is made."
+    return folder.with_name(folder.name + '.tmp')
+def failed_dir(folder:Path)->Path:
+    "Where a failure is kept."
+    return folder.with_name(folder.name + '.failed')
+def now()->str:
+    "The time in UTC, to the second, as ISO 8601."
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def sha256(path:Path)->str:
     "SHA-256 of a file, in hexadecimal."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def write_atomic(path:Path, text:str|bytes):
-    "Write a file so that a reader finds the old or the new one whole, never a part."
+    "Write `text` (bytes as they are, str as UTF-8) so that a reader finds the old or the new file whole, never a part."
     path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         with open(tmp, 'wb') as f:
@@ -115,7 +123,9 @@ def _tree(source:str)->str:
             and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)): node.body = body[1:]
     return ast.dump(tree)
 
-def template_file(template:str)->Path: return project_root()/'nbs'/'experiments'/f'{template}.ipynb'
+def template_file(template:str)->Path:
+    "The notebook that papermill executes."
+    return project_root()/'nbs'/'experiments'/f'{template}.ipynb'
 
 @functools.lru_cache
 def code_hash(template:str='train')->str:
@@ -201,7 +211,7 @@ def recover(folder:Path):
     elif old.exists(): shutil.rmtree(old)
 
 def fail_record(folder:Path, p:Params, error:str, started:str='')->Path:
-    "Keep a failure's parameters and error in `.failed`, with whatever its `.tmp` folder holds."
+    "Keep a failure's parameters, `error` (its first line says what) and when it `started` in `.failed`, with whatever its `.tmp` folder holds."
     tmp, failed = tmp_dir(folder), failed_dir(folder)
     tmp.mkdir(parents=True, exist_ok=True)
     write_record(tmp, Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='failed', key=p.key, params=p.resolve().as_dict(),

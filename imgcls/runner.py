@@ -49,7 +49,9 @@ def record_digest(record:Record)->str:
 def _first_line(text:str|None)->str: return (text or '').strip().split('\n')[0][:200]
 
 # %% ../nbs/11_runner.ipynb #c010
-def lock_file(folder:Path)->Path: return folder.with_name(f'.{folder.name}.lock')
+def lock_file(folder:Path)->Path:
+    "The file whose lock a runner holds while it makes the record of `folder`."
+    return folder.with_name(f'.{folder.name}.lock')
 
 def _lock(folder:Path, root:Path|None=None):
     "The lock on one seed's folder; taken without waiting, `filelock.Timeout` when another process has it."
@@ -133,7 +135,7 @@ class Job:
     def folder(self)->Path: return params_dir(self.p)
 
 def expand(request:str, profile:str)->list[str]:
-    "Runs named by a study, a run, a file or a study's folder; `BadInput` with the nearest name otherwise."
+    "Runs named by `request`: a study, a run, a file or a study's folder; `BadInput` with the nearest name otherwise."
     path, params = Path(request), project_root()/'params'
     if path.name == 'study.yaml' and path.is_file(): path = path.parent
     if path.is_dir() and (path/'study.yaml').is_file() and path.resolve().parent == params.resolve(): request = path.resolve().name
@@ -578,7 +580,7 @@ def _gpus()->list[str]:
     return [str(i) for i in range(len([f for f in Path('/dev').glob('nvidia*') if f.name[6:].isdigit()]))]
 
 def gpu_share(slot:int, slots:int, gpus:list[str])->dict:
-    "The environment of a slot: its GPU, and its part of that GPU's memory where slots share it."
+    "The environment of `slot` (0 to `slots` - 1): its GPU of `gpus`, and its part of that GPU's memory where slots share it."
     if not gpus: return {}
     sharing = len(range(slot % len(gpus), slots, len(gpus)))
     conf = [x for x in (os.environ.get('PYTORCH_CUDA_ALLOC_CONF'), f'per_process_memory_fraction:{1/sharing:.3f}' if sharing > 1 else None) if x]

@@ -77,7 +77,7 @@ class Loss(CrossEntropyLossFlat):
         return F.cross_entropy(inp, targ if targ.ndim == 1 else targ.to(inp.dtype), weight=f.weight, reduction=f.reduction, label_smoothing=f.label_smoothing)
 
 def hard(targ:torch.Tensor)->torch.Tensor:
-    "Class indices of hard or soft targets."
+    "Class indices (n,) of `targ`: hard targets (n,) or soft ones (n, classes)."
     return targ if targ.ndim == 1 else targ.argmax(1)
 
 # %% ../nbs/08_training.ipynb #c011
@@ -100,7 +100,7 @@ class PairedOptim(OptimWrapper):
 
 # %% ../nbs/08_training.ipynb #c013
 def orthogonalize(g:torch.Tensor, steps:int=5)->torch.Tensor:
-    "The nearest semi-orthogonal matrix to `g` (rows, columns), by the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024)."
+    "The nearest semi-orthogonal matrix to `g` (rows, columns), by `steps` of the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024)."
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm() + 1e-7)
     if flip := g.shape[0] > g.shape[1]: x = x.T
@@ -143,7 +143,7 @@ def _cos(a, b, t): return b + (a - b)*(1 + math.cos(math.pi*t))/2
 CYCLES = dict(one_cycle=(.25, 25), fine_tune_head=(.99, 25), fine_tune=(.3, 5)) # share of the way up, and how far below the peak it starts; fastai's
 
 def lr_at(schedule:str, pct:float, epoch:int, p:Params)->float:
-    "Factor on the learning rate after the fraction `pct` of a phase, in its epoch `epoch`."
+    "Factor on the learning rate of `schedule` after the fraction `pct` of a phase, in its epoch `epoch`; one-cycle as Smith and Topin (2018) and fastai have it."
     if schedule in CYCLES:
         start, div = CYCLES[schedule]
         return _cos(1/div, 1, pct/start) if pct < start else _cos(1, 1e-5, (pct - start)/(1 - start))
@@ -152,7 +152,7 @@ def lr_at(schedule:str, pct:float, epoch:int, p:Params)->float:
     return 1.
 
 def mom_at(schedule:str, pct:float, mom:float)->float:
-    "Momentum after the fraction `pct`: between `mom` and 0.1 below it for one-cycle (fastai's 0.95, 0.85, 0.95 at `mom` 0.95)."
+    "Momentum under `schedule` after the fraction `pct`: between `mom` and 0.1 below it for one-cycle (fastai's 0.95, 0.85, 0.95 at `mom` 0.95)."
     if schedule not in CYCLES or mom < .1: return mom
     start = CYCLES[schedule][0]
     return _cos(mom, mom - .1, pct/start) if pct < start else _cos(mom - .1, mom, (pct - start)/(1 - start))
@@ -216,7 +216,7 @@ class Measure(Callback):
 
 # %% ../nbs/08_training.ipynb #c023
 class EMA(Callback):
-    "Exponential moving average of the weights, in their place while validating (Polyak averaging); buffers are the current ones."
+    "Exponential moving average of the weights, in their place while validating (Polyak and Juditsky, 1992); buffers are the current ones."
     order = 58
     def __init__(self, decay:float): self.decay, self.avg = decay, None
     def before_fit(self):
@@ -297,7 +297,7 @@ def _spread(lr, n:int)->list[float]:
     return [float(low*(high/low)**(i/max(1, n - 1))) for i in range(n)]
 
 def find_lr(learn:Learner)->dict:
-    "fastai's `lr_find` (valley): `suggestion`, and the curve as `lrs` and `losses`; weights are as before."
+    "fastai's `lr_find` (after Smith, 2017; valley): `suggestion`, and the curve as `lrs` and `losses`; weights are as before."
     s = learn.lr_find(show_plot=False)
     return dict(suggestion=float(s.valley), lrs=[float(x) for x in learn.recorder.lrs], losses=[float(x) for x in learn.recorder.losses])
 
@@ -314,7 +314,7 @@ def _opt_tensors(opt)->tuple[dict, dict]:
     return tensors, plain
 
 def save_checkpoint(folder:Path, learn:Learner, state:dict, best:dict|None):
-    "Write the checkpoint of a whole epoch into `folder`."
+    "Write the checkpoint of a whole epoch into `folder`: plain values of `state`, tensors of the Learner, and the weights of the `best` epoch."
     folder.mkdir(parents=True, exist_ok=True)
     opt_t, opt_plain = _opt_tensors(learn.opt)
     tensors = _flat('model', learn.model.state_dict()) | _flat('opt', opt_t)
@@ -342,7 +342,7 @@ def read_checkpoint(folder:Path)->tuple[dict, dict]|None:
 def _part(tensors:dict, prefix:str)->dict: return {k[len(prefix)+1:]: v for k, v in tensors.items() if k.startswith(prefix + '/')}
 
 def restore_checkpoint(learn:Learner, state:dict, tensors:dict):
-    "Put a checkpoint's weights, optimizer and generators back."
+    "Put a checkpoint's weights, optimizer and generators back, from the `state` and `tensors` of `read_checkpoint`."
     learn.model.load_state_dict(_part(tensors, 'model'))
     if not learn.opt: learn.create_opt()
     sd = learn.opt.opt.state_dict(); entries = {}
@@ -402,7 +402,7 @@ class Keeper(Callback):
 
 # %% ../nbs/08_training.ipynb #c033
 def freeze(learn:Learner, policy:str):
-    "Train all (`none` frozen), the `last_stage` and the head, or the `head` alone."
+    "Freeze by `policy`, what is trained: all (`none` frozen), the `last_stage` and the head, or the `head` alone."
     n = len(learn.opt.param_lists)
     if policy != 'none' and n == 1: raise BadInput(f"freeze: {policy!r} needs a backbone with parameter groups; this network has one group; allowed: none")
     if policy == 'last_stage' and n == 2: raise BadInput(f"freeze: 'last_stage': nobody says where the last stage of {learn.params.arch} begins; allowed: none, head")
@@ -484,7 +484,7 @@ def probabilities(learn:Learner, split:str='valid', tta:bool=False)->tuple[np.nd
 
 # %% ../nbs/08_training.ipynb #c037
 def save_weights(learn:Learner, path:Path, dtype:str='fp32'):
-    "Weights as safetensors, in 32 or 16 bits, with architecture and class names in the file's metadata."
+    "Weights as safetensors, in 32 or 16 bits (`dtype` fp32 or fp16), with architecture and class names in the file's metadata."
     half = (lambda t: t.half() if t.is_floating_point() else t) if dtype == 'fp16' else (lambda t: t)
     tensors = {k: half(v.detach().cpu()).contiguous() for k, v in learn.model.state_dict().items()}
     save_file(tensors, path, metadata=dict(arch=learn.params.arch, arch_args=json.dumps(learn.params.arch_args), classes=json.dumps(list(map(str, learn.dls.vocab))),

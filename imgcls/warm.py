@@ -87,7 +87,7 @@ def _recv(conn)->bytes:
 def _send(conn, d): conn.sendall(len(b := json.dumps(d).encode()).to_bytes(4, 'big') + b)
 
 def serve(path, linger, preload):
-    "Listen on `path`, import, then fork a kernel a request, until nobody holds a lease and `linger` seconds have passed."
+    "Listen on `path`, import the modules of `preload`, then fork a kernel a request, until nobody holds a lease and `linger` seconds have passed."
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path + '.new'); os.rename(path + '.new', path); os.chmod(path, 0o600); listener.listen(64)
     mine, leases, last = os.stat(path).st_ino, [], time.monotonic()
@@ -220,7 +220,7 @@ def lease(linger=3, env=None)->socket.socket:
     raise OSError(errno.ECONNREFUSED, 'the warm parent does not answer')
 
 def leased(s)->bool:
-    "Whether a lease still holds: its parent lives."
+    "Whether the lease `s` still holds: its parent lives."
     if s is None: return False
     ready, _, _ = select.select([s], [], [], 0)
     while ready:
@@ -276,7 +276,8 @@ def kernel_argv()->list[str]:
     "The command of the kernel spec."
     return [sys.executable, '-S', _script(), 'client', '-f', '{connection_file}']
 
-def install_spec(prefix=None)->str:
+def install_spec(prefix=None # where to; none: this environment's share/jupyter
+                )->str:
     "Install the kernel spec `imgcls`, so that `papermill -k imgcls` and Jupyter find it; its folder."
     d = os.path.join(prefix or sys.prefix, 'share', 'jupyter', 'kernels', 'imgcls')
     os.makedirs(d, exist_ok=True)
