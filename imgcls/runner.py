@@ -23,12 +23,18 @@ from .records import (Record, begin_record, code_hash, commit_record, fail_recor
 DATA_KEYS = ('dataset', 'size', 'train_limit', 'train_share', 'valid_pct', 'valid_from', 'split_seed', 'unreadable')
 
 class Fingerprints(dict):
-    "Data fingerprints, asked for once for each dataset and split."
+    "Data fingerprints, asked for once for each dataset and split; looking fetches nothing."
     def of(self, p:Params)->str:
-        from imgcls import data
         r = p.resolve(); key = tuple(getattr(r, k) for k in DATA_KEYS)
-        if key not in self: self[key] = data.data_fingerprint(r)
+        if key not in self: self[key] = self._look(r)
+        if isinstance(self[key], BadInput): raise self[key]
         return self[key]
+    def _look(self, r:Params)->str|BadInput:
+        from imgcls import data
+        try:
+            if not data.find_source(r.dataset, download=False).signature: raise BadInput(f'dataset: {r.dataset} is not here')
+            return data.data_fingerprint(r)
+        except BadInput as e: return e
 
 @dataclass
 class State:
@@ -259,8 +265,6 @@ def plan(requests=(), # studies, runs or files; none: every study
             return id
         if not template_file(p.template).is_file(): raise BadInput(f'{template_file(p.template)}: no such template')
         needs = [add(n, s, False, (*path, id)) for n, s in dependencies(p, profile)]
-        for n in needs: # a record without its weights came from another machine: enough to read, not to start from
-            if not jobs[n].todo and jobs[n].p.name in weight_runs(p) and not (jobs[n].folder/'model.safetensors').exists(): jobs[n].todo = jobs[n].forced = True
         folder = params_dir(p)
         if folder.with_name(folder.name + '.old').exists():
             from filelock import Timeout
@@ -268,6 +272,8 @@ def plan(requests=(), # studies, runs or files; none: every study
         state = examine(p, fingerprints, _inputs(jobs, needs))
         todo = (force and requested) or any(jobs[n].todo for n in needs) or not (
             state.name == 'done' or state.name == 'older code' and not changed_code)
+        for n in needs if todo else (): # a record without its weights came from another machine: enough to read, not to start from
+            if jobs[n].p.name in weight_runs(p) and not jobs[n].todo and not (jobs[n].folder/'model.safetensors').exists(): jobs[n].todo = jobs[n].forced = True
         r = p.resolve()
         if todo and _sees_data(r) and (r.dataset, r.unreadable) not in checked:
             from imgcls import data
@@ -625,8 +631,9 @@ def _open_store()->Path:
     root = results_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for f in root.glob(f'.runner-{socket.gethostname()}-*'): # of runners that were killed
-            if not _alive(int(f.name.split('-')[-2])): f.unlink(missing_ok=True)
+        for f in root.glob('.runner-*'): # of runners that were killed on this machine
+            m = re.fullmatch(r'\.runner-(.+)-(\d+)-[0-9a-f]{6}', f.name)
+            if m and m[1] == socket.gethostname() and not _alive(int(m[2])): f.unlink(missing_ok=True)
         alive = root/f'.runner-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}'
         alive.touch()
     except OSError as e: raise BadInput(f'{root}: records cannot be written here ({e.strerror}); name another folder with IMGCLS_RESULTS or --results') from None
@@ -694,9 +701,11 @@ class _Work:
         now_ = time.monotonic()
         if self.budget and now_ - self.t0 > self.budget and 'budget' not in stop: stop[:0] = ['budget']
         if stop: self.alive.unlink(missing_ok=True)
-        else: self.start(now_)
+        else:
+            if not self.alive.exists(): self.alive.touch() # another machine of this name took it for a dead runner's
+            self.start(now_)
         if not self.running:
-            if stop or not any(self.fits(j, now_) for j in self.waiting): return False
+            if stop or not self.can_start(now_): return False
             time.sleep(.2); return True
         ended, _ = wait(self.running, timeout=.25, return_when=FIRST_COMPLETED)
         for future in ended: self.end(future, self.running.pop(future), bool(stop))
@@ -705,6 +714,12 @@ class _Work:
 
     def fits(self, job, at)->bool:
         return self.budget is None or job.minutes is None or at - self.t0 + job.minutes*60 <= self.budget
+
+    def can_start(self, at)->bool:
+        "Whether anything that waits may still begin: it fits into the budget, and so does all it waits for."
+        waiting = {j.id: j for j in self.waiting}
+        fits = lambda j: self.fits(j, at) and all(fits(waiting[n]) for n in j.needs if n in waiting)
+        return any(map(fits, self.waiting))
 
     def start(self, at):
         for job in [j for j in self.waiting if any(n in self.bad for n in j.needs)]:
