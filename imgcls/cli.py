@@ -11,7 +11,7 @@ import argparse, json, os, sys
 from importlib import import_module
 from pathlib import Path
 
-from .params import BadInput, nearest, profile_names, project_root, results_root, study_names
+from .params import BadInput, check_place, nearest, profile_names, project_root, results_root, study_names
 
 # %% ../nbs/14_cli.ipynb #c006
 def _seeds(text:str)->list[int]:
@@ -193,6 +193,8 @@ def cmd_model(a)->int:
 # %% ../nbs/14_cli.ipynb #c016
 def cmd_check(a)->int:
     "What is wrong with a dataset; 1 with `--strict` where a problem was found."
+    if a.json: check_place(a.json, '--json')
+    if a.figure: check_place(a.figure, '--figure', ('.png', '.svg', '.pdf', '.jpg', '.webp'))
     from imgcls.checks import check_data
     report = check_data(a.dataset, a.other)
     print(report.to_text())

@@ -9,8 +9,8 @@ __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation
            'Stemmed', 'ResNet', 'MobileNet', 'ConvNeXt', 'Timm', 'Chains', 'SimpleChains', 'ComplexChains',
            'MediumChains', 'BaseNet', 'FastResNet', 'arch_class', 'check_arch', 'weight_sources', 'weights_file',
            'ModelParams', 'Phase', 'TrainParams', 'MachineParams', 'ScaleParams', 'EnsembleParams', 'template_keys',
-           'Params', 'make_params', 'project_root', 'results_root', 'study_names', 'profile_names', 'run_file',
-           'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params',
+           'Params', 'make_params', 'project_root', 'results_root', 'check_place', 'study_names', 'profile_names',
+           'run_file', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study', 'notebook_params',
            'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
@@ -486,6 +486,14 @@ def project_root()->Path:
 def results_root()->Path:
     "Where records go: `IMGCLS_RESULTS`, else `results/` of the project."
     return Path(os.environ.get('IMGCLS_RESULTS') or project_root()/'results').resolve()
+
+def check_place(path:str, # a file about to be written
+                option:str, # of the command line, named in errors
+                endings:tuple=(), # allowed; none: any
+               )->None:
+    "`BadInput` where the folder of `path` is missing or its ending is not one of `endings`: asked before the work, not after it."
+    if not Path(path).parent.is_dir(): raise BadInput(f'{option} {path}: no such folder {Path(path).parent}; make it first')
+    if endings and Path(path).suffix.lower() not in endings: raise BadInput(f"{option} {path}: ends in none of {', '.join(endings)}")
 
 def study_names()->list[str]:
     "Studies of the project, in alphabetical order."

@@ -24,7 +24,7 @@ from .evaluation import predictions, same_classes, vote
 from .experiment import PROFILE_ORDER
 from .loaders import Store, apply, one_thread, pick_device
 from .models import build_model
-from .params import BadInput, load_study, make_params, nearest, run_file, study_names
+from .params import BadInput, check_place, load_study, make_params, nearest, run_file, study_names
 from .pretrained import is_backbone, set_head
 from .records import Record, find_records, write_atomic
 from .training import load_weights, pick_dtype, spare_strided
@@ -279,9 +279,6 @@ def to_csv(table:pd.DataFrame)->str:
     "The text of a submission: a header, a row an image, lines ended by a newline on every system."
     return table.to_csv(index=False, lineterminator='\n')
 
-def _place(path:str, option:str):
-    if not Path(path).parent.is_dir(): raise BadInput(f'{option} {path}: no such folder {Path(path).parent}; make it first')
-
 def predict(args:Sequence[str], # runs or studies, then images
             output:str|None=None, # CSV file; none: the text is returned and nothing written
             columns=('file', 'label'), # names of the two columns
@@ -292,7 +289,7 @@ def predict(args:Sequence[str], # runs or studies, then images
             profile:str|None=None, seed:int|None=None, log=lambda text: None)->str:
     "Label images and write the submission; the CSV's text. `BadInput` before any work where the request cannot be met; a file that cannot be read is marked, not fatal."
     for path, option in ((output, '-o'), (gallery_file, '--gallery')):
-        if path: _place(path, option)
+        if path: check_place(path, option)
     names, where = split_arguments(args)
     with tempfile.TemporaryDirectory(prefix='imgcls-') as scratch:
         entries, left = find_images(where, Path(scratch))
@@ -346,7 +343,7 @@ def export_onnx(name:str, # a run or a study
                 images:str|None=None, # real images to check on; none: valid images of the run's data
                 profile:str|None=None, seed:int|None=None)->dict: # file, images, difference (largest, of a probability), same_label (share), size, classes
     "Write a run as ONNX, checked against torch; nothing is left where the check fails."
-    _place(output, '-o')
+    check_place(output, '-o')
     try: import onnx, onnxruntime, onnxscript # noqa: F401
     except ImportError as e: raise BadInput(f"export needs {e.name}: pip install 'imgcls[export]'") from None
     folder, record = find_run(name, profile, seed)

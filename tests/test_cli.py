@@ -29,6 +29,7 @@ def commands():
     (['run', '--seeds', '1,x'], '--seeds 1,x: not allowed'), (['run', '--seeds', '-1'], '--seeds -1: not allowed'), (['run', 'onne'], "did you mean 'one'"), (['run', 'one/aa'], "did you mean 'a'"),
     (['run', 'missing.yaml'], 'no such file'), (['run', '--profile', 'quik'], "did you mean 'quick'"), (['run', '--data', 'nowhere'], 'no such folder'), (['run', '--kernel', 'hot'], 'invalid choice'),
     (['status', 'one/x'], 'no such run in one'), (['status', '--profile', '../quick'], 'is not a profile'), (['show', 'one/a'], 'make it with: imgcls run one/a'), (['compare', 'one/a', 'one/b'], 'no record'),
+    (['check', 'digits', '--json', 'none/x.json'], '--json none/x.json: no such folder none'), (['check', 'digits', '--figure', 'x.txt'], '--figure x.txt: ends in none of .png'),
     (['model', 'convnett'], "did you mean 'convnet'"), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
 def test_bad_input_is_one_line_and_status_2(project, argv, says):
     status, out, err = call(*argv)
