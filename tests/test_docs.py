@@ -1,7 +1,7 @@
 "Every public name says what it is, and every parameter of a public function what it takes."
 import ast, re
 
-import pytest
+import pytest, yaml
 
 from tests.fixtures import ROOT
 
@@ -45,3 +45,8 @@ def test_parameters_say_what_they_take(path):
 def test_the_check_finds_what_is_missing():
     lines = ['def f(widget:int, # of some kind', '      gadget:int, seed:int, folder):', '    "What `thing` does."']
     assert unsaid(ast.parse('\n'.join(lines)).body[0], lines) == ['gadget']
+
+def test_the_api_site_lists_every_room():
+    site = yaml.safe_load((ROOT/'nbs/_quarto.yml').read_text())['website']
+    listed = [n for s in site['sidebar']['contents'] for n in s.get('contents', [s.get('href')])]
+    assert sorted(listed) == sorted(f.name for f in (ROOT/'nbs').glob('*.ipynb'))
