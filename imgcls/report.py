@@ -13,9 +13,10 @@ __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'ABOUT', 'MARKS', '
            'retests', 'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion', 'ensemble_retests',
            'images_of', 'pictures', 'not_here', 'findings', 'data_answer', 'data_section', 'errors_answer',
            'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'published_epoch_time', 'epoch_time',
-           'benches', 'speedups', 'cost_table', 'front', 'front_figure', 'contents', 'environments', 'commits',
-           'datasets', 'readme_parts', 'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url',
-           'stage_runs', 'book_key', 'execute_pages', 'pages', 'page_title', 'slim', 'build_book', 'check_site']
+           'benches', 'speedups', 'cost_table', 'front', 'front_figure', 'contents', 'all_runs_answer',
+           'environment_answer', 'environments', 'commits', 'datasets', 'readme_parts', 'write_readme', 'figure_key',
+           'readme_is_stale', 'settings', 'commit_url', 'stage_runs', 'book_key', 'execute_pages', 'pages',
+           'page_title', 'slim', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import base64, concurrent.futures as cf, contextlib, functools, hashlib, html, itertools, json, math, os, re, shutil, subprocess, sys
@@ -861,7 +862,9 @@ def _alike(report, n:int=5)->str:
     pairs = [p for p in report.pairs if p['a'] in report.pictures and p['b'] in report.pictures][:n]
     if not pairs: return ''
     where = Counter(f"{p['split_a'].rpartition(':')[2]} of {report.name} and {p['split_b'].rpartition(':')[2]} of {report.other}" for p in report.pairs)
-    axs = show_images([report.pictures[p[s]] for s in 'ab' for p in pairs], [f"{p[f'class_{s}']}" for s in 'ab' for p in pairs], ncols=len(pairs), title=f'above {report.name}, below {report.other}',
+    from PIL import Image
+    side = max(len(report.pictures[p[s]]) for s in 'ab' for p in pairs) # the two sets may be kept at different sizes
+    axs = show_images([Image.fromarray(report.pictures[p[s]]).convert('RGB').resize((side, side), Image.NEAREST) for s in 'ab' for p in pairs], [f"{p[f'class_{s}']}" for s in 'ab' for p in pairs], ncols=len(pairs), title=f'above {report.name}, below {report.other}',
                       alt='Pictures that both sets have: ' + '; '.join(f"{p['class_a']} of {report.name}, {p['class_b']} of {report.other}" for p in pairs) + '.')
     return f"<p>Pairs by split: {', '.join(f'{v} in {html.escape(k)}' for k, v in where.most_common())}.</p>{_shown(axs).data}"
 
@@ -1077,6 +1080,24 @@ def contents(book:Book):
         studies = q.get('studies') or ([q['study']] if 'study' in q else [])
         rows.append(f'<li>{link(page_title(name, source, q), f"{name}.html")}: ' + (' '.join(html.escape(book.study(s).question) for s in studies) or html.escape(ABOUT.get(name, ''))) + '</li>')
     return _html(f'<ul>{"".join(rows)}</ul>')
+
+def all_runs_answer(book:Book):
+    "How many trained models there are, how they ended and whether each has its notebook."
+    recs = book.records
+    if not recs: return front(book)
+    n, diverged, hand = len(recs), sum(r.status == 'diverged' for r in recs), sum(not r.notebook for r in recs)
+    return _html(f'<p class="answer">{n} records of {len(book.by_run)} runs stand under the profile <b>{html.escape(book.profile)}</b>, {f"{diverged} of them diverged" if diverged else "none of them diverged"}. '
+                 + (f'{n - hand} link to the executed notebook that made them, {hand} were run by hand.' if hand else 'Every one links to the executed notebook that made it.') + '</p>')
+
+def environment_answer(book:Book):
+    "How many environments, commits and splits are behind the numbers, and what does not match this code."
+    recs = book.records
+    if not recs: return front(book)
+    envs, coms, splits = ({f(r) for r in recs} for f in (lambda r: tuple(sorted(r.env.items())), lambda r: r.git.get('commit', ''), lambda r: r.data.fingerprint if r.data else ''))
+    dirty, stale = sum(bool(r.git.get('dirty')) for r in recs), sum(r.code != code_hash(r.params.get('template', 'train')) for r in recs)
+    many = lambda n, one, more: f'{n} {one if n == 1 else more}'
+    return _html(f'<p class="answer">{many(len(recs), "record was", "records were")} made in {many(len(envs), "environment", "environments")} from {many(len(coms), "commit", "commits")}, over {many(len(splits), "set of splits", "sets of splits")} of the images. '
+                 f'{dirty or "None"} of them came from files that differed from their commit, and {stale or "none"} from older code than this.</p>')
 
 def environments(book:Book):
     "Each environment that made records of this profile, and how many."
