@@ -288,7 +288,7 @@ class ModelParams(Strict):
     "Which network, and where its weights come from."
     arch: str = 'convnet'
     arch_args: dict[str, Any] = {}  # typed by the architecture
-    weights: str = 'none'           # of a backbone: none, imagenet, run:<study>/<run>, a file, a URL with #sha256=
+    weights: str = 'none'           # of a backbone: none, imagenet, run:<study>/<run>, a file, a URL with its SHA-256
     head: Literal['library', 'linear', 'fastai'] | Widths = 'library' # of a backbone; a list: widths of dense layers
     @field_validator('weights')
     @classmethod
