@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['BadInput', 'Params', 'load_params', 'load_study', 'make_params', 'notebook_params', 'begin_record', 'history',
            'predictions', 'read_record', 'results', 'plot_confusion', 'plot_confusion_pair', 'plot_curves',
-           'plot_lr_find', 'show', 'show_images', 'load_data', 'prepare_data', 'dataloaders', 'build_model',
-           'count_parameters', 'model_table', 'fit', 'learner', 'classification_report', 'confusion', 'ensemble_table',
-           'metrics', 'Progress', 'ensemble_members', 'evaluate', 'history_table', 'load_run', 'member_predictions',
-           'params_table', 'put_together', 'save_ensemble', 'save_record', 'show_batch', 'split_table']
+           'plot_lr_find', 'plot_parallel', 'plot_search', 'show', 'show_images', 'load_data', 'prepare_data',
+           'dataloaders', 'build_model', 'count_parameters', 'model_table', 'fit', 'learner', 'classification_report',
+           'confusion', 'ensemble_table', 'metrics', 'Progress', 'ensemble_members', 'evaluate', 'history_table',
+           'load_run', 'member_predictions', 'params_table', 'put_together', 'save_ensemble', 'save_record',
+           'show_batch', 'split_table', 'SearchProgress', 'best_run', 'read_trials', 'run_search', 'save_search']
 
 # %% ../nbs/15_all.ipynb #c003
 from .params import BadInput, Params, load_params, load_study, make_params, notebook_params
 from .records import begin_record, history, predictions, read_record, results
-from .plots import plot_confusion, plot_confusion_pair, plot_curves, plot_lr_find, display_figure as show, show_images
+from .plots import plot_confusion, plot_confusion_pair, plot_curves, plot_lr_find, plot_parallel, plot_search, display_figure as show, show_images
 from .data import load_data, prepare_data
 from .loaders import dataloaders
 from .models import build_model, count_parameters, model_table
@@ -21,4 +22,5 @@ from .training import fit, learner
 from .evaluation import classification_report, confusion, ensemble_table, metrics
 from .experiment import (Progress, ensemble_members, evaluate, history_table, load_run, member_predictions, params_table, put_together, save_ensemble, save_record, show_batch,
                                split_table)
-_all_ = ['BadInput', 'Params', 'load_params', 'load_study', 'make_params', 'notebook_params', 'begin_record', 'history', 'predictions', 'read_record', 'results', 'plot_confusion', 'plot_confusion_pair', 'plot_curves', 'plot_lr_find', 'show', 'show_images', 'load_data', 'prepare_data', 'dataloaders', 'build_model', 'count_parameters', 'model_table', 'fit', 'learner', 'classification_report', 'confusion', 'ensemble_table', 'metrics', 'Progress', 'ensemble_members', 'evaluate', 'history_table', 'load_run', 'member_predictions', 'params_table', 'put_together', 'save_ensemble', 'save_record', 'show_batch', 'split_table']
+from .search import SearchProgress, best_run, read_trials, run_search, save_search
+_all_ = ['BadInput', 'Params', 'load_params', 'load_study', 'make_params', 'notebook_params', 'begin_record', 'history', 'predictions', 'read_record', 'results', 'plot_confusion', 'plot_confusion_pair', 'plot_curves', 'plot_lr_find', 'plot_parallel', 'plot_search', 'show', 'show_images', 'load_data', 'prepare_data', 'dataloaders', 'build_model', 'count_parameters', 'model_table', 'fit', 'learner', 'classification_report', 'confusion', 'ensemble_table', 'metrics', 'Progress', 'ensemble_members', 'evaluate', 'history_table', 'load_run', 'member_predictions', 'params_table', 'put_together', 'save_ensemble', 'save_record', 'show_batch', 'split_table', 'SearchProgress', 'best_run', 'read_trials', 'run_search', 'save_search']

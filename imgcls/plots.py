@@ -6,7 +6,8 @@
 __all__ = ['COLORS', 'DASHES', 'MARKERS', 'INK', 'GREY', 'alt_text', 'show', 'display_figure', 'plot_curves', 'plot_lr_find',
            'class_order', 'plot_confusion', 'show_images', 'show_losses', 'show_confused', 'plot_confusion_pair',
            'plot_ladder', 'plot_published', 'plot_tradeoff', 'plot_gain', 'plot_search', 'plot_best_so_far',
-           'plot_class_counts', 'plot_schedule', 'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
+           'plot_best_by_epochs', 'plot_parallel', 'plot_importance', 'plot_rounds', 'plot_class_counts',
+           'plot_schedule', 'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
 
 # %% ../nbs/02_plots.ipynb #c003
 import base64, functools, html, io, math, textwrap
@@ -521,6 +522,118 @@ def plot_best_so_far(searches:Mapping, # name → values of the trials in order 
     ax.set(xlabel='trials', ylabel='best validation accuracy so far (%)', title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.legend(loc='lower right')
     return _describe(ax, 'Best validation accuracy so far against the number of trials: ' + '; '.join(said) + '.')
+
+# %% ../nbs/02_plots.ipynb #c042b
+def _text(v)->str: return '-'.join(map(str, v)) if isinstance(v, (list, tuple)) else f'{v:.3g}' if isinstance(v, float) else str(v)
+def _short(name)->str: return str(name).removeprefix('arch_args.')
+
+@_styled
+def plot_best_by_epochs(searches:Mapping, # name → list of searches, each a pair (epochs spent so far, accuracy there as a share), a value an epoch
+                        title:str='', ax=None):
+    "Best validation accuracy against epochs spent; mean and 95 % t interval over searches of other seeds."
+    from scipy.special import stdtrit
+    if not searches: raise BadInput("plot_best_by_epochs: no searches; name → [(epochs, accuracies), …] is needed")
+    ax, said = _axes(ax, (7, 4)), []
+    for i, (name, runs) in enumerate(searches.items()):
+        last = max(max(e) for e, _ in runs)
+        x = np.arange(1, int(last) + 1)
+        best = []
+        for e, a in runs: # after its end a search keeps what it has; before its first epoch it has nothing
+            top = np.maximum.accumulate(_shares(a, 'plot_best_by_epochs'))
+            at = np.searchsorted(np.asarray(e), x, side='right') - 1
+            best.append(np.where(at < 0, 0, top[np.maximum(at, 0)]))
+        best = np.array(best); mean, n = best.mean(0), len(runs)
+        ax.step(x, mean, where='post', color=COLORS[i%10], ls=DASHES[i%10], lw=1.9, label=name + (f' (mean of {n})' if n > 1 else ''))
+        ax.plot(x[-1], mean[-1], marker=MARKERS[i%10], color=COLORS[i%10], ms=6, mec='white', mew=.8)
+        if n > 1:
+            half = stdtrit(n - 1, .975)*best.std(0, ddof=1)/math.sqrt(n)
+            ax.fill_between(x, np.maximum(mean - half, 0), np.minimum(mean + half, 100), step='post', color=COLORS[i%10], alpha=.16, lw=0)
+        said.append(f'{name} ends at {mean[-1]:.1f}' + (f' plus or minus {half[-1]:.1f}' if n > 1 else '') + f' after {last:.0f} epochs')
+    ax.set(xlabel='epochs spent', ylabel='best validation accuracy so far (%)', title=title); ax.set_xlim(0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.legend(loc='lower right')
+    return _describe(ax, 'Best validation accuracy so far against epochs spent: ' + '; '.join(said) + '.')
+
+def _axis(values)->tuple[np.ndarray, list, list]:
+    "Places between 0 and 1 of numbers (log where they span a factor of 20), lists or names; ticks and their labels."
+    if all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in values):
+        v = np.asarray(values, float); low, high = v.min(), v.max()
+        log = low > 0 and high > 20*low
+        f = np.log10 if log else (lambda x: x)
+        place = lambda x: (f(x) - f(low))/(f(high) - f(low)) if high > low else np.full(np.shape(x), .5)
+        ticks = [10.**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)] if log else [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+        ticks = ticks or [low]
+        return place(v), [float(place(t)) for t in ticks], [_text(float(t)) for t in ticks]
+    kinds = sorted({_text(v) for v in values}, key=lambda s: ([float(x) for x in s.split('-')] if all(x.isdigit() for x in s.split('-')) else [math.inf], s))
+    place = {k: i/max(1, len(kinds) - 1) if len(kinds) > 1 else .5 for i, k in enumerate(kinds)}
+    shown = kinds if len(kinds) <= 8 else [kinds[round(j*(len(kinds) - 1)/6)] for j in range(7)]
+    return np.array([place[_text(v)] for v in values]), [place[k] for k in shown], shown
+
+@_styled
+def plot_parallel(trials:pd.DataFrame, # a row a trial
+                  names:list, # columns of parameters: numbers, names or lists
+                  value:str='max_valid_accuracy', title:str='', ax=None):
+    "A line a trial through its parameters, coloured by accuracy; the best is drawn broad. A log axis where values span more than a factor of 20."
+    t = _need(trials, [value, *names], 'plot_parallel').dropna(subset=[value]).sort_values(value, kind='stable')
+    if t.empty or not names: raise BadInput("plot_parallel: a finished trial and a parameter at least are needed")
+    v = t[value].to_numpy(float)*(1 if (t[value] > 1).any() else 100)
+    ax = _axes(ax, (max(4.5, 1.9*len(names) + 1.2), 4.2))
+    cols = [_axis(t[n].tolist()) for n in names]
+    norm = mpl.colors.Normalize(v.min(), max(v.max(), v.min() + 1e-6))
+    jitter = np.linspace(-.012, .012, len(t)) # equal choices lie side by side, not upon each other
+    for k in range(len(t)):
+        best = k == len(t) - 1
+        ys = [c[0][k] + (jitter[k] if len(set(c[0])) < len(t) else 0) for c in cols]
+        ax.plot(range(len(names)), ys, color=COLORS[3] if best else mpl.colormaps['cividis'](norm(v[k])), lw=2.6 if best else 1.3, alpha=1 if best else .85, marker='o', ms=5 if best else 3, zorder=3 if best else 2, label=f'best: {v[k]:.1f} %' if best else None)
+    for i, (_, ticks, labels) in enumerate(cols):
+        ax.axvline(i, color='#999999', lw=1, zorder=1)
+        for y, text in zip(ticks, labels):
+            ax.text(i - .03, y, text, ha='right', va='center', fontsize=8.5, zorder=4, path_effects=[mpl.patheffects.withStroke(linewidth=2.5, foreground='white')])
+    ax.set_xticks(range(len(names)), [_short(n).replace('_', ' ') for n in names]); ax.set_yticks([]); ax.grid(False); ax.set(title=title)
+    ax.set_xlim(-.12 - .06*max(len(s) for s in cols[0][2]), len(names) - .9); ax.set_ylim(-.06, 1.06)
+    for s in ax.spines.values(): s.set_visible(False)
+    bar = ax.figure.colorbar(mpl.cm.ScalarMappable(norm, 'cividis'), ax=ax, pad=.02); bar.set_label('best validation accuracy (%)'); bar.outline.set_visible(False)
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08))
+    return _describe(ax, f'Parallel coordinates of {len(t)} trials over {", ".join(_short(n) for n in names)}. Best, {v[-1]:.1f} per cent: ' + ', '.join(f'{_short(n)} {_text(t[n].iloc[-1])}' for n in names)
+                     + f'; worst, {v[0]:.1f}: ' + ', '.join(f'{_short(n)} {_text(t[n].iloc[0])}' for n in names) + '.')
+
+@_styled
+def plot_importance(d:pd.DataFrame, # index parameter, a column a search of another seed; shares
+                    title:str='', ax=None):
+    "Share of the variance of accuracy that each parameter explains: mean, and a point a search."
+    if not len(d.columns): raise BadInput("plot_importance: no search; index parameter, a column a search are needed")
+    d = d.loc[d.mean(axis=1).sort_values().index]
+    ax, mean = _axes(ax, (7, .45*len(d) + 1)), 100*d.mean(axis=1)
+    ax.barh(range(len(d)), mean, color=COLORS[0], height=.6)
+    if len(d.columns) > 1:
+        for c in d: ax.plot(100*d[c], range(len(d)), ls='', marker='o', ms=4.5, mfc='white', mec=INK, mew=.8)
+    ax.set_yticks(range(len(d)), [_short(n).replace('_', ' ') for n in d.index]); ax.tick_params(axis='y', length=0); ax.grid(axis='y', visible=False)
+    ax.set(xlabel='share of the variance explained (%)', title=title); ax.set_xlim(0, min(100, max(5, 108*d.max().max())))
+    return _describe(ax, f'Importance of {len(d)} parameters' + (f', mean of {len(d.columns)} searches' if len(d.columns) > 1 else '') + ': ' + '; '.join(f'{_short(n)} {m:.0f} per cent' for n, m in mean.iloc[::-1].items()) + '.')
+
+@_styled
+def plot_rounds(rounds:Mapping, # name → (parameter → (low, high), trials), earliest first
+                value:str='max_valid_accuracy', title:str=''):
+    "The range of each number in each round, one below the other, with the round's trials on it; returns the Axes, one a parameter."
+    names = list(dict.fromkeys(n for ranges, _ in rounds.values() for n in ranges))
+    if not names: raise BadInput("plot_rounds: no round with a range of numbers")
+    fig, axs = plt.subplots(1, len(names), figsize=(7.4, .75*len(rounds) + 1.3), sharey=True, squeeze=False)
+    scaled = {k: t[value].to_numpy(float)*(1 if (t[value] > 1).any() else 100) for k, (_, t) in rounds.items()}
+    every = np.concatenate(list(scaled.values())); norm = mpl.colors.Normalize(np.nanmin(every), np.nanmax(every))
+    for ax, n in zip(axs[0], names):
+        lows = [r[n][0] for r, _ in rounds.values() if n in r]; highs = [r[n][1] for r, _ in rounds.values() if n in r]
+        log = min(lows) > 0 and max(highs) > 20*min(lows)
+        for y, (k, (ranges, t)) in enumerate(rounds.items()):
+            if n not in ranges or n not in t: continue
+            ax.plot(ranges[n], [y, y], color='#bbbbbb', lw=9, solid_capstyle='butt', zorder=1)
+            ax.scatter(t[n].astype(float), np.full(len(t), y), c=scaled[k], cmap='cividis', norm=norm, s=26, edgecolor='white', linewidth=.5, zorder=2)
+            b = int(np.nanargmax(scaled[k]))
+            ax.plot(float(t[n].iloc[b]), y, marker='o', ms=11, mfc='none', mec=COLORS[3], mew=1.6)
+        ax.set(xlabel=_short(n).replace('_', ' ').replace('lr', 'learning rate') if n == 'lr' else _short(n).replace('_', ' '), xscale='log' if log else 'linear'); ax.grid(axis='y', visible=False); ax.tick_params(axis='y', length=0)
+    axs[0][0].set_yticks(range(len(rounds)), list(rounds)); axs[0][0].invert_yaxis(); axs[0][0].set_ylim(len(rounds) - .5, -.5)
+    bar = fig.colorbar(mpl.cm.ScalarMappable(norm, 'cividis'), ax=list(axs[0]), pad=.02); bar.set_label('best validation accuracy (%)'); bar.outline.set_visible(False)
+    if title: fig.suptitle(title, fontsize=11, x=.01, ha='left')
+    say = lambda k, ranges, t: f'{k}, best {np.nanmax(scaled[k]):.1f}: ' + ', '.join(f'{_short(n)} {_text(float(a))} to {_text(float(b))}' for n, (a, b) in ranges.items())
+    return _describe(axs[0], 'Ranges of the rounds of a search with their trials, the best ringed. ' + '; '.join(say(k, r, t) for k, (r, t) in rounds.items()) + '.')
 
 # %% ../nbs/02_plots.ipynb #c044
 @_styled

@@ -233,12 +233,12 @@ def read_record(folder:Path)->Record:
         raise BadInput(f"{f}: not a record: {'.'.join(map(str, x['loc'])) or 'JSON'}: {x['msg']}; delete its folder and run it again") from None
 
 def verify_record(folder:Path, deep:bool=True)->Record:
-    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights may be absent."
+    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights and a search's database may be absent."
     record = read_record(folder)
     for name, digest in record.files.items():
         f = Path(folder)/name
         if not f.exists():
-            if f.suffix == '.safetensors': continue # large: kept by the machine that trained, not by git
+            if f.suffix in ('.safetensors', '.db'): continue # large: kept by the machine that trained, not by git
             raise BadInput(f'{f}: missing; delete its folder and run it again')
         if deep and sha256(f) != digest: raise BadInput(f'{f}: its content is not what the record says; delete its folder and run it again')
     return record

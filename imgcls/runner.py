@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATA_KEYS', 'NEW', 'Fingerprints', 'State', 'record_digest', 'lock_file', 'progress_of', 'examine', 'Job', 'expand',
-           'weight_runs', 'check_weights', 'dependencies', 'expected_minutes', 'Plan', 'duration', 'plan', 'execute',
-           'LocalSlots', 'DaskSlots', 'gpu_share', 'Board', 'Outcome', 'run', 'status', 'drift', 'new_study']
+           'weight_runs', 'check_weights', 'check_search', 'check_storage', 'dependencies', 'expected_minutes', 'Plan',
+           'duration', 'plan', 'execute', 'LocalSlots', 'DaskSlots', 'gpu_share', 'Board', 'Outcome', 'run', 'status',
+           'drift', 'new_study']
 
 # %% ../nbs/11_runner.ipynb #c003
 import contextlib, functools, hashlib, importlib, itertools, json, logging, os, re, shutil, signal, socket, statistics, sys, threading, time, uuid
@@ -14,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .params import (BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, results_root, run_file,
+from .params import (NAMES, BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, read_settings, results_root, run_file,
                            study_names, template_keys, weight_sources, weights_file)
 from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, recover,
                             template_file, tmp_dir, verify_record)
@@ -45,12 +46,13 @@ class State:
 
 def _changes(old:dict, new:dict)->str:
     "Which parameters differ, as `lr 0.1 → 0.01, …`."
-    keys = [k for k in {**new, **old} if k not in ('study', 'run', 'profile', 'size_min') and old.get(k) != new.get(k)]
+    keys = [k for k in {**new, **old} if k not in NAMES and old.get(k) != new.get(k)]
     return ', '.join(f'{k} {old.get(k)} → {new.get(k)}' for k in keys[:3]) + (f' and {len(keys)-3} more' if len(keys) > 3 else '')
 
 def record_digest(record:Record)->str:
-    "What of a record a later run depends on: its parameters and what it predicted and learned."
-    return hashlib.sha256(repr([record.key, record.files.get('predictions.parquet'), record.files.get('model.safetensors')]).encode()).hexdigest()[:16]
+    "What of a record a later run depends on: its parameters and what it predicted, learned or found."
+    trials = [record.files['trials.csv']] if 'trials.csv' in record.files else []
+    return hashlib.sha256(repr([record.key, record.files.get('predictions.parquet'), record.files.get('model.safetensors'), *trials]).encode()).hexdigest()[:16]
 
 def _first_line(text:str|None)->str: return (text or '').strip().split('\n')[0][:200]
 
@@ -176,12 +178,27 @@ def check_weights(p:Params):
         from imgcls.models import timm_name
         timm_name(p.arch)
 
+def check_search(p:Params):
+    "What of a search its own file cannot tell: its table of settings, its storage, and what it takes from an earlier round; `BadInput` otherwise."
+    if p.settings: read_settings(p.resolve())
+    if p.after:
+        other = load_params(p.after, p.profile)
+        for k in [k for k, rule in p.space.items() if rule == 'narrow']:
+            if k not in (other.space if other.template == 'search' else {}): raise BadInput(f"{p.name}: space: {k}: narrow: {p.after} did not search it; it searched: {', '.join(other.space) or 'nothing'}")
+    if p.storage: check_storage(p.storage)
+
+def check_storage(url:str):
+    "Whether a database answers at `url`; `BadInput` otherwise."
+    from sqlalchemy import create_engine, exc
+    try: create_engine(url).connect().close()
+    except (exc.SQLAlchemyError, ImportError, OSError) as e: raise BadInput(f"storage: {url}: cannot be opened ({_first_line(str(getattr(e, 'orig', None) or e))})") from None
+
 def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
-    """`(study/run, seed)` that must be there before `p`: what its study names, its members, and the run its weights come from. The same seed where the other run has it,
+    """`(study/run, seed)` that must be there before `p`: what its study names, its members, the run its weights come from, and an earlier round. The same seed where the other run has it,
     else its first."""
     study, entry = _entry(p)
     out = []
-    for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *p.members, *weight_runs(p)]:
+    for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *p.members, *weight_runs(p), *([p.after] if p.after else [])]:
         for name in expand(request, profile):
             seeds = _study(name.split('/')[0], project_root()).seeds_for(profile)
             if name != p.name: out.append((name, p.seed if p.seed in seeds or name.split('/')[0] == p.study else seeds[0]))
@@ -201,7 +218,7 @@ def expected_minutes(p:Params, state:State|None=None)->float|None:
     if not records:
         for f in sorted(params_dir(p).parent.glob('s*/record.json')):
             with contextlib.suppress(BadInput): records.append(read_record(f.parent))
-    epochs = lambda d: sum(x['epochs'] for x in d.get('phases') or []) or d.get('epochs') or 1
+    epochs = lambda d: (sum(x['epochs'] for x in d.get('phases') or []) or d.get('epochs') or 1)*d.get('trials', 1)
     new = epochs(p.resolve().as_dict())
     took = [t*new/epochs(r.params) for r in records if (t := _took(r)) is not None]
     if took: return statistics.median(took)
@@ -279,6 +296,7 @@ def plan(requests=(), # studies, runs or files; none: every study
             from imgcls import data
             data.check_dataset(r.dataset); checked.add((r.dataset, r.unreadable))
         if todo: check_weights(p)
+        if todo and p.template == 'search': check_search(p)
         jobs[id] = Job(p, state, needs, expected_minutes(p, state) if todo else None, todo, force and requested)
         return id
 
@@ -410,7 +428,7 @@ def _kernel_env(job:dict)->dict:
     "The environment of the kernel: the runner's, and what the template asks for."
     here = str(Path(__file__).resolve().parent.parent) if '__file__' in globals() else str(project_root())
     path = os.environ.get('PYTHONPATH', '').split(os.pathsep)
-    env = os.environ | job['env'] | job.get('gpu', {}) | dict(IMGCLS_RUNNER='1', PYTHONPATH=os.pathsep.join([here, *[x for x in path if x and x != here]]))
+    env = os.environ | job['env'] | job.get('gpu', {}) | dict(IMGCLS_RUNNER='1', IMGCLS_SLOTS=str(job.get('spare', 1)), PYTHONPATH=os.pathsep.join([here, *[x for x in path if x and x != here]]))
     return {k: v for k, v in env.items() if k not in ('JPY_PARENT_PID',)}
 
 _LEASE = None
@@ -660,7 +678,7 @@ def run(plan:Plan,
         if not warm.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
     alive, stop = _open_store(), []
     slots = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo)))
-    work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n), cluster=bool(cluster)),
+    work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n), cluster=bool(cluster), spare=1 if cluster else jobs//slots.n),
                  Board(len(plan.todo), stream), out)
     with _signals(stop):
         try:
