@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'BENCHES', 'EPILOG', 'table', 'cmd_run', 'cmd_status', 'cmd_show', 'cmd_compare', 'cmd_predict', 'cmd_export',
-           'cmd_report', 'cmd_model', 'cmd_check', 'cmd_new', 'cmd_kernel', 'cmd_bench', 'parser', 'main']
+           'cmd_report', 'cmd_model', 'cmd_check', 'cmd_new', 'cmd_best', 'cmd_kernel', 'cmd_bench', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #c003
 import argparse, json, os, sys
@@ -216,6 +216,16 @@ def cmd_new(a)->int:
     print(f'It runs as it is: imgcls run {a.study}\nIts page is in the book as soon as it has records: imgcls report')
     return 0
 
+def cmd_best(a)->int:
+    from imgcls.search import best_run
+    _positive('epochs', a.epochs); path = a.output and Path(a.output)
+    if path and path.suffix != '.yaml': raise BadInput(f'--output {path}: a file params/STUDY/RUN.yaml is needed')
+    text = best_run(a.search, a.profile, a.seed, a.trial, a.epochs, path and f'{path.resolve().parent.name}/{path.stem}')
+    if not path: print(text, end=''); return 0
+    path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text, encoding='utf-8')
+    print(f'{path}\nAdd {path.stem} to the runs in {path.parent/"study.yaml"}, then: imgcls run {path.resolve().parent.name}/{path.stem}')
+    return 0
+
 def cmd_kernel(a)->int:
     "Install the kernel spec of warm kernels."
     from imgcls import warm
@@ -336,6 +346,11 @@ def parser()->argparse.ArgumentParser:
 
     c = command('new', cmd_new, 'write a new study that runs as it is', 'imgcls new my_study')
     c.add_argument('study', metavar='STUDY')
+
+    c = command('best', cmd_best, "write a search's best trial as a run to be trained in full", 'imgcls best generated100_search/cnn_adam --epochs 100 -o params/generated100/cnn_adam_best.yaml')
+    c.add_argument('search', metavar='SEARCH'); profile(c)
+    c.add_argument('--seed', type=int, default=0, help='default: 0'); c.add_argument('--trial', type=int, help='another trial than the best, by its number')
+    c.add_argument('--epochs', type=int, metavar='N', help='default: as many as a trial has'); c.add_argument('-o', '--output', metavar='FILE', help='params/STUDY/RUN.yaml (default: print it)')
 
     c = command('kernel', cmd_kernel, 'install the warm kernel for plain papermill and Jupyter', 'imgcls kernel')
     c.add_argument('--prefix', metavar='DIR', help="where to (default: this environment's share/jupyter)")

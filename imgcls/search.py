@@ -8,7 +8,7 @@ __all__ = ['REDUCTION', 'GRACE', 'draw_seed', 'rising_lists', 'distributions', '
            'SearchProgress', 'Search', 'run_search', 'found', 'trials_table', 'save_search', 'best_run']
 
 # %% ../nbs/12_search.ipynb #c003
-import hashlib, itertools, json, os, shutil, time
+import hashlib, itertools, json, os, shutil, sqlite3, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def train_trial(trial, # of Optuna
         if p.pruner == 'halving' and len(rows) < total and is_rung(len(rows)):
             others = [o.intermediate_values[len(rows)] for o in study.get_trials(deepcopy=False) if o.number != t.number and len(rows) in o.intermediate_values]
             if stops(rows[-1]['valid_accuracy'], others): raise _Stopped('not among the best third')
-    state, value, spent = 'done', None, 0
+    state, value, spent, error = 'done', None, 0, ''
     try:
         q = trial_params(p, values)
         dls = dataloaders(q, *(data or prepare_data(q)))
@@ -144,9 +144,9 @@ def train_trial(trial, # of Optuna
         if result['status'] == 'diverged': state, value, spent = 'diverged', 1/dls.c, 1
     except _Stopped: state = 'stopped'
     except (BadInput, RuntimeError) as e: # another setting may well fit
-        state = 'failed'; t.set_user_attr('error', ' '.join((str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}').split())[:300])
+        state, error = 'failed', ' '.join((str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}').split())[:300]
     if value is None and state != 'failed': value = max(r['valid_accuracy'] for r in rows)
-    for k, v in dict(values=values, rows=rows, state=state, epochs=len(rows) + spent, value=value).items(): t.set_user_attr(k, v)
+    t.set_user_attr('result', dict(values=values, rows=rows, state=state, epochs=len(rows) + spent, value=value, error=error))
     study.tell(t, **(dict(state=done.FAIL) if state == 'failed' else dict(state=done.PRUNED) if state == 'stopped' else dict(values=value)))
     shutil.rmtree(here, ignore_errors=True)
 
@@ -157,12 +157,20 @@ def open_search(p:Params, folder:Path):
     "The Optuna study of a search: new, or as it was left."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = p.storage or f'sqlite:///{(Path(folder)/"trials.db").as_posix()}'
-    try:
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=dict(connect_args=dict(timeout=100)) if url.startswith('sqlite') else None)
+    own = Path(folder)/'trials.db'
+    url = p.storage or f'sqlite:///{own.as_posix()}'
+    def connect(): # a process that is killed loses nothing; only a machine that stops can spoil the file, and then the search begins anew
+        c = sqlite3.connect(own, timeout=100, check_same_thread=False); c.execute('PRAGMA synchronous=OFF')
+        return c
+    def study():
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=None if p.storage else dict(creator=connect))
         return optuna.create_study(storage=storage, study_name=f'{p.name}/s{p.seed} {p.profile} {p.key}', direction='maximize', load_if_exists=True)
-    except BadInput: raise
-    except Exception as e: raise BadInput(f'storage: {url}: cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]})') from None
+    try: return study()
+    except Exception as e:
+        if p.storage: raise BadInput(f'storage: {url}: cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]})') from None
+        if 'malformed' not in str(e) and 'not a database' not in str(e): raise
+    print(f'{own.name} cannot be used; starting anew'); own.unlink()
+    return study()
 
 def _running(study)->list:
     import optuna
@@ -271,11 +279,11 @@ def found(study, p:Params, space:dict)->Search:
     "The trials in the storage as tables."
     rows, hist = [], []
     for t in study.get_trials(deepcopy=False):
-        a = t.user_attrs
-        if 'state' not in a: continue # asked for once too often
-        h, failed = a['rows'], a['state'] == 'failed'
+        a = t.user_attrs.get('result')
+        if a is None: continue # asked for once too often
+        h = a['rows']
         best = max(range(len(h)), key=lambda i: h[i]['valid_accuracy']) + 1 if h and a['state'] != 'diverged' else None
-        rows.append(dict(trial=t.number, state=a['state'], max_valid_accuracy=a['value'], best_epoch=best, epochs=a['epochs'], seconds=round(sum(r['seconds'] for r in h), 3), error=a.get('error', '')) | a['values'])
+        rows.append(dict(trial=t.number, state=a['state'], max_valid_accuracy=a['value'], best_epoch=best, epochs=a['epochs'], seconds=round(sum(r['seconds'] for r in h), 3), error=a['error']) | a['values'])
         hist += [dict(trial=t.number) | r for r in h]
     trials = pd.DataFrame(rows, columns=None if rows else _COLUMNS).sort_values('trial', ignore_index=True)
     return Search(p, space, trials.astype(dict(best_epoch='Int64')), pd.DataFrame(hist))
