@@ -11,7 +11,7 @@ __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation
            'check_arch', 'weight_sources', 'weights_file', 'ModelParams', 'Phase', 'TrainParams', 'MachineParams',
            'ScaleParams', 'EnsembleParams', 'SearchParams', 'template_keys', 'Params', 'check_range', 'trial_params',
            'make_params', 'project_root', 'results_root', 'check_place', 'study_names', 'profile_names', 'run_file',
-           'read_settings', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study',
+           'spread', 'read_settings', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study',
            'notebook_params', 'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
@@ -616,6 +616,11 @@ def run_file(name:str)->Path:
         raise BadInput(f"{name}: no such run in {parts[0]}{nearest(parts[-1], runs)}; runs: {', '.join(runs) or 'none'}")
     return params/parts[0]/f'{parts[1]}.yaml'
 
+def spread(rows:int, n:int)->list[int]:
+    "Numbers of at most `n` rows, evenly spread, the first and the last among them."
+    n = min(rows, n)
+    return [round(j*(rows - 1)/max(1, n - 1)) for j in range(n)]
+
 def read_settings(p:'Params', # of the template search
                  )->list[dict]: # parameter → value, a row a setting
     "The table of settings of a search, at most `p.trials` of its rows, evenly spread; columns of published accuracies are left out."
@@ -633,8 +638,7 @@ def read_settings(p:'Params', # of the template search
     def value(k, x): # 64-128-256 is a list
         number = lambda s: yaml.load(s, _Loader)
         return [number(s) for s in x.split('-')] if k.startswith('arch_args.') and re.fullmatch(r'\d+(-\d+)*', x) else number(x)
-    n = min(len(rows), p.trials)
-    out = [{k: value(k, rows[i][c]) for c, k in columns.items()} for i in dict.fromkeys(round(j*(len(rows) - 1)/max(1, n - 1)) for j in range(n))]
+    out = [{k: value(k, rows[i][c]) for c, k in columns.items()} for i in spread(len(rows), p.trials)]
     for i, d in enumerate(out):
         try: trial_params(p, d)
         except BadInput as e: raise BadInput(f"{where}: {str(e).removeprefix('trial: ')}") from None

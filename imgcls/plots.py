@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'DASHES', 'MARKERS', 'INK', 'GREY', 'alt_text', 'show', 'display_figure', 'plot_curves', 'plot_lr_find',
            'class_order', 'plot_confusion', 'show_images', 'show_losses', 'show_confused', 'plot_confusion_pair',
            'plot_ladder', 'plot_published', 'plot_tradeoff', 'plot_gain', 'plot_search', 'plot_best_so_far',
-           'plot_best_by_epochs', 'plot_parallel', 'plot_importance', 'plot_rounds', 'plot_class_counts',
+           'plot_best_by_epochs', 'plot_parallel', 'plot_importance', 'plot_rounds', 'plot_replay', 'plot_class_counts',
            'plot_schedule', 'plot_epoch_time', 'plot_class_scores', 'plot_reliability']
 
 # %% ../nbs/02_plots.ipynb #c003
@@ -634,6 +634,19 @@ def plot_rounds(rounds:Mapping, # name → (parameter → (low, high), trials), 
     if title: fig.suptitle(title, fontsize=11, x=.01, ha='left')
     say = lambda k, ranges, t: f'{k}, best {np.nanmax(scaled[k]):.1f}: ' + ', '.join(f'{_short(n)} {_text(float(a))} to {_text(float(b))}' for n, (a, b) in ranges.items())
     return _describe(axs[0], 'Ranges of the rounds of a search with their trials, the best ringed. ' + '; '.join(say(k, r, t) for k, (r, t) in rounds.items()) + '.')
+
+# %% ../nbs/02_plots.ipynb #c042h
+@_styled
+def plot_replay(pairs:Mapping, # name → (published, ours), shares
+                title:str='', ax=None):
+    "Our accuracy of each published setting against the published one; a falling cloud is another ranking."
+    if not pairs: raise BadInput("plot_replay: no settings; name → (published, ours) is needed")
+    ax, said = _axes(ax, (5.6, 4.4)), []
+    for i, (name, (theirs, ours)) in enumerate(pairs.items()):
+        ax.plot(_shares(theirs, 'plot_replay'), _shares(ours, 'plot_replay'), ls='', marker=MARKERS[i%10], ms=6.5, color=COLORS[i%10], mec='white', mew=.6, alpha=.9, label=name.replace('_', ' '))
+        said.append(f'{name} {len(ours)} settings, published {100*min(theirs):.0f} to {100*max(theirs):.0f}, here {100*min(ours):.1f} to {100*max(ours):.1f}')
+    ax.set(xlabel='published best validation accuracy (%)', ylabel='ours (%)', title=title); ax.legend(**(dict(loc='best') if len(pairs) <= 2 else dict(loc='center left', bbox_to_anchor=(1, .5))))
+    return _describe(ax, 'Published settings trained here, accuracy against accuracy: ' + '; '.join(said) + '.')
 
 # %% ../nbs/02_plots.ipynb #c044
 @_styled
