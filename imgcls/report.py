@@ -522,6 +522,7 @@ def beside_all(book:Book):
     "All published numbers beside ours, study by study."
     out = []
     for s in book.studies:
+        if book.study(s).template == 'search' and book.study(s).published: out.append(f'<h2>{html.escape(book.title(s))}</h2><p>Tables of trials, on {link("a page of their own", page_of(s))}.</p>'); continue
         if any(p.file for p in book.study(s).published): out.append(f'<h2>{html.escape(book.title(s))}</h2>{how_far(book, s).data}{beside_figure(book, s).data}{_every(book, s)}')
     return _html(''.join(out))
 
