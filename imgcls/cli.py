@@ -217,6 +217,7 @@ def cmd_new(a)->int:
     return 0
 
 def cmd_best(a)->int:
+    "A trial of a search as the params file of an ordinary run."
     from imgcls.search import best_run
     _positive('epochs', a.epochs); path = a.output and Path(a.output)
     if path and path.suffix != '.yaml': raise BadInput(f'--output {path}: a file params/STUDY/RUN.yaml is needed')

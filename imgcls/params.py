@@ -437,7 +437,8 @@ KINDS = dict(uniform='[low, high]', log='[low, high] above 0', int='[low, high] 
 SEARCHABLE = [*(k for k in TrainParams.model_fields if k not in ('epochs', 'phases', 'freeze_epochs', 'patience', 'select', 'tta', 'trial')),
               'batch_size', 'class_weights', 'augment', 'augment_mode', 'normalize', 'mixup', 'cutmix', 'head']
 
-def check_range(rule, where:str)->tuple|None:
+def check_range(rule, # an entry of a space
+                where:str)->tuple|None:
     "(kind, values, length) of a space's entry; None for a value that all trials share; `BadInput` where it is neither."
     if not isinstance(rule, dict): return None
     kinds = [k for k in rule if k != 'length']
@@ -616,7 +617,8 @@ def run_file(name:str)->Path:
         raise BadInput(f"{name}: no such run in {parts[0]}{nearest(parts[-1], runs)}; runs: {', '.join(runs) or 'none'}")
     return params/parts[0]/f'{parts[1]}.yaml'
 
-def spread(rows:int, n:int)->list[int]:
+def spread(rows:int, # how many there are
+           n:int)->list[int]:
     "Numbers of at most `n` rows, evenly spread, the first and the last among them."
     n = min(rows, n)
     return [round(j*(rows - 1)/max(1, n - 1)) for j in range(n)]

@@ -571,7 +571,8 @@ def _axis(values)->tuple[np.ndarray, list, list]:
 @_styled
 def plot_parallel(trials:pd.DataFrame, # a row a trial
                   names:list, # columns of parameters: numbers, names or lists
-                  value:str='max_valid_accuracy', title:str='', ax=None):
+                  value:str='max_valid_accuracy', # a column of shares or per cent
+                  title:str='', ax=None):
     "A line a trial through its parameters, coloured by accuracy; the best is drawn broad. A log axis where values span more than a factor of 20."
     t = _need(trials, [value, *names], 'plot_parallel').dropna(subset=[value]).sort_values(value, kind='stable')
     if t.empty or not names: raise BadInput("plot_parallel: a finished trial and a parameter at least are needed")
@@ -612,7 +613,8 @@ def plot_importance(d:pd.DataFrame, # index parameter, a column a search of anot
 
 @_styled
 def plot_rounds(rounds:Mapping, # name → (parameter → (low, high), trials), earliest first
-                value:str='max_valid_accuracy', title:str=''):
+                value:str='max_valid_accuracy', # a column of shares or per cent
+                title:str=''):
     "The range of each number in each round, one below the other, with the round's trials on it; returns the Axes, one a parameter."
     names = list(dict.fromkeys(n for ranges, _ in rounds.values() for n in ranges))
     if not names: raise BadInput("plot_rounds: no round with a range of numbers")

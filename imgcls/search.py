@@ -23,15 +23,16 @@ from .training import fit, learner, read_checkpoint
 
 # %% ../nbs/12_search.ipynb #c006
 def draw_seed(seed:int, number:int, name:str)->int:
-    "The seed of one draw."
+    "The seed of one draw: of parameter `name` in trial `number`."
     return int.from_bytes(hashlib.sha256(f'{seed} {number} {name}'.encode()).digest()[:4], 'big')
 
-def rising_lists(values:list, length:int)->list[list]:
+def rising_lists(values:list, # numbers in rising order
+                 length:int)->list[list]:
     "All lists of `length` from `values` that never decrease."
     return [list(t) for t in itertools.combinations_with_replacement(values, length)]
 
 def distributions(space:dict)->dict:
-    "Optuna's distributions by name; a list of independent entries has one for each, choices are JSON."
+    "Optuna's distributions of a `space` by name; a list of independent entries has one for each, choices are JSON."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     out = {}
     for name, rule in space.items():
@@ -45,7 +46,7 @@ def distributions(space:dict)->dict:
 
 def draw(trial, # of Optuna; draws it has made already are kept
          p:Params, space:dict)->dict: # parameter → value
-    "One setting of the space."
+    "One setting of `space`."
     got = {}
     for part, d in distributions(space).items():
         trial.study.sampler = _sampler(p, draw_seed(p.seed, trial.number, part))
@@ -104,11 +105,12 @@ def space_of(p:Params, root:Path|None=None)->dict:
 REDUCTION = 3 # one of so many goes on
 
 def is_rung(epoch:int)->bool:
+    "Whether trials are compared after so many epochs: 1, 3, 9, …"
     while epoch % REDUCTION == 0 and epoch: epoch //= REDUCTION
     return epoch == 1
 
 def stops(value:float, others:list)->bool:
-    "Whether `value` is not among the best third of itself and the others; of three at least one goes on."
+    "Whether `value` is not among the best third of itself and `others`; of three at least one goes on."
     every = sorted([value, *others], reverse=True)
     return value < every[max(1, len(every)//REDUCTION) - 1]
 
@@ -183,7 +185,7 @@ def _take_up(study, t, worker:str):
     return trial
 
 def next_trial(study, p:Params, worker:str):
-    "The trial this worker left, or a new one; None when all are taken."
+    "The trial that `worker` left, or a new one; None when all are taken."
     import optuna
     for t in _running(study):
         if t.user_attrs.get('worker') == worker: return _take_up(study, t, worker)
@@ -275,8 +277,9 @@ def _side_by_side(p, space, folder, names):
         for f in [slots.submit(import_module('imgcls.search')._work, p.as_dict(), space, str(folder), n) for n in names]: f.result()
     finally: slots.close(kill=True)
 
-def found(study, p:Params, space:dict)->Search:
-    "The trials in the storage as tables."
+def found(study, # of Optuna
+          p:Params, space:dict)->Search:
+    "The trials in the storage as tables; `space` is that of the search."
     rows, hist = [], []
     for t in study.get_trials(deepcopy=False):
         a = t.user_attrs.get('result')
@@ -289,7 +292,9 @@ def found(study, p:Params, space:dict)->Search:
     return Search(p, space, trials.astype(dict(best_epoch='Int64')), pd.DataFrame(hist))
 
 # %% ../nbs/12_search.ipynb #c017b
-def trials_table(trials:pd.DataFrame, history:pd.DataFrame, epochs:int)->pd.DataFrame: # index trial, best first
+def trials_table(trials:pd.DataFrame, # of a search
+                 history:pd.DataFrame, # of all its trials
+                 epochs:int)->pd.DataFrame: # index trial, best first
     "A search's trials with `valid_e…` and `train_e…` at each third of `epochs`; empty where a trial did not come so far."
     thirds = sorted({max(1, round(epochs*k/3)) for k in (1, 2, 3)})
     t = trials.sort_values(['max_valid_accuracy', 'trial'], ascending=[False, True], na_position='last', kind='stable').set_index('trial')
@@ -301,7 +306,8 @@ def trials_table(trials:pd.DataFrame, history:pd.DataFrame, epochs:int)->pd.Data
     return out.assign(max_valid_accuracy=t['max_valid_accuracy'], epochs=t['epochs'], state=t['state'])
 
 # %% ../nbs/12_search.ipynb #c019
-def save_search(folder:Path, s:Search)->Record:
+def save_search(folder:Path, s:Search # from `run_search`
+               )->Record:
     "Write a search's record: `trials.csv`, `history.csv` of all trials, the space as used and the best trial in the notes; Optuna's own file stays beside them."
     p, best = s.p, s.best
     s.trials.map(lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v).to_csv(folder/'trials.csv', index=False)
