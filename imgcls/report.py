@@ -6,19 +6,19 @@
 __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'PUBLISHED_SEARCH', 'ROUNDS', 'ABOUT', 'MARKS', 'KERNEL', 'percent',
            'number', 'link', 'seed_page', 'run_page', 'html_table', 'rows_table', 'value', 'Runs', 'Book', 'toc',
            'page_of', 'missing', 'question', 'comparisons', 'supported', 'claim', 'answer', 'differs', 'effects',
-           'stand_in', 'how_far', 'curves', 'of_run', 'csv_link', 'best_confusion', 'best_report', 'provenance',
-           'published', 'Beside', 'beside', 'beside_tables', 'beside_figure', 'beside_answer', 'beside_all',
-           'noise_floor', 'ladder_answer', 'ladder_figure', 'ladder_table', 'policy', 'weights_of', 'weights_cell',
-           'transferred', 'gains', 'transfer_answer', 'transfer_table', 'transfer_curves', 'gain_figure', 'pretraining',
-           'Team', 'teams', 'retests', 'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion',
-           'ensemble_retests', 'images_of', 'pictures', 'not_here', 'findings', 'data_answer', 'data_section',
-           'errors_answer', 'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'published_epoch_time',
-           'epoch_time', 'benches', 'speedups', 'cost_table', 'Found', 'searches', 'replays', 'spearman', 'replayed',
-           'search_answer', 'search_runs', 'search_tables', 'importances', 'rounds_section', 'replay_section',
-           'samplers_answer', 'samplers_section', 'front', 'front_figure', 'contents', 'all_runs_answer',
-           'environment_answer', 'environments', 'commits', 'datasets', 'readme_parts', 'write_readme', 'figure_key',
-           'readme_is_stale', 'settings', 'commit_url', 'stage_runs', 'book_key', 'execute_pages', 'pages',
-           'page_title', 'slim', 'build_book', 'check_site']
+           'stand_in', 'shortened', 'how_far', 'curves', 'of_run', 'csv_link', 'best_confusion', 'best_report',
+           'provenance', 'published', 'Beside', 'beside', 'beside_tables', 'beside_figure', 'beside_answer',
+           'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure', 'ladder_table', 'policy', 'weights_of',
+           'weights_cell', 'transferred', 'gains', 'transfer_answer', 'transfer_table', 'transfer_curves',
+           'gain_figure', 'pretraining', 'Team', 'teams', 'retests', 'ensemble_answer', 'ensemble_tables',
+           'ensemble_tests', 'ensemble_confusion', 'ensemble_retests', 'images_of', 'pictures', 'not_here', 'findings',
+           'data_answer', 'data_section', 'errors_answer', 'errors_section', 'cost_rows', 'cost_answer', 'cost_figures',
+           'published_epoch_time', 'epoch_time', 'benches', 'speedups', 'cost_table', 'Found', 'searches', 'replays',
+           'spearman', 'replayed', 'search_answer', 'search_runs', 'search_tables', 'importances', 'rounds_section',
+           'replay_section', 'samplers_answer', 'samplers_section', 'trained', 'front', 'front_figure', 'contents',
+           'all_runs_answer', 'environment_answer', 'environments', 'commits', 'datasets', 'readme_parts',
+           'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url', 'stage_runs', 'book_key',
+           'execute_pages', 'pages', 'page_title', 'slim', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import base64, concurrent.futures as cf, contextlib, functools, hashlib, html, itertools, json, math, os, re, shutil, subprocess, sys
@@ -113,6 +113,10 @@ class Runs:
     @property
     def data(self)->str: return next((r.data.name for r in self.records if r.data), '')
     @property
+    def judged(self)->tuple: # data set, valid images, test images
+        "What its accuracy is measured on: runs are ranked only where these are equal."
+        return next(((r.data.name, r.data.images.get('valid'), r.data.images.get('test')) for r in self.records if r.data), ('', None, None))
+    @property
     def model(self): return next((r.model for r in self.records if r.model), None)
     def values(self, what:str='test.accuracy')->dict[int, float]:
         "seed → value, of the seeds that have it."
@@ -141,17 +145,26 @@ class Runs:
     def cell(self, what:str='test.accuracy', interval:bool=True, show=percent)->str:
         "HTML: the mean, linked, with its interval."
         m = self.mean(what)
-        if m is None: return '<span class="missing">diverged</span>' if any(r.status == 'diverged' for r in self.records) else '–'
+        bad = sum(r.status == 'diverged' for r in self.records)
+        if m is None: return '<span class="missing">diverged</span>' if bad else '–'
         n = len(self.values(what))
         out = link(show(m), self.href, f"{self.name}, {f'mean of {n} seeds' if n > 1 else 'one seed'}")
         i = self.interval(what) if interval else None
         if i and n > 1: out += f' <span class="ci">± {100*(i[1] - i[0])/2:.1f}</span>'
         elif i: out += f' <span class="ci">({percent(i[0])}–{percent(i[1])})</span>'
-        return out
+        return out + (f' <span class="missing">({f"{bad} of {len(self.seeds)} seeds " if len(self.seeds) > 1 else ""}diverged)</span>' if bad else '')
+    def named(self)->str:
+        "HTML: its linked name, and what is unusual in how it is judged."
+        return self.link() + (' <span class="ci">(with mirror images)</span>' if any(r.params.get('tta') for r in self.records) else '')
     def seed_links(self)->str:
         return ', '.join(link(s, seed_page(self.study, self.run, s) if r.notebook else run_page(self.study, self.run)) for s, (_, r) in self.seeds.items())
 
 # %% ../nbs/13_report.ipynb #c013
+def _judged(runs)->dict: # what they are judged on → runs
+    out = {}
+    for r in runs: out.setdefault(r.judged, []).append(r)
+    return out
+
 class Book:
     "All records of a profile, by study and run, and the tables made of them."
     def __init__(self, profile:str, root:Path|None=None):
@@ -175,12 +188,16 @@ class Book:
         return [Runs(study, r, self.by_run.get((study, r), {}), r in wanted) for r in s.runs]
     def done(self, study:str, what:str='test.accuracy')->list[Runs]: return [r for r in self.runs(study) if r.mean(what) is not None]
     def all_done(self)->list[Runs]: return [r for s in self.studies for r in self.done(s)]
+    def bests(self, study:str)->list[Runs]:
+        "The run with the highest accuracy on valid, the choice that the test split has no part in: one for each set of images that runs of the study are judged on."
+        return [max(rs, key=lambda r: r.mean('valid.accuracy') or 0) for rs in _judged(self.done(study)).values()]
     def best(self, study:str)->Runs|None:
-        "The run with the highest accuracy on valid: the choice that the test split has no part in."
-        return max(self.done(study), key=lambda r: r.mean('valid.accuracy') or 0, default=None)
+        "The first of `bests`."
+        return next(iter(self.bests(study)), None)
     def best_on(self, data:str, trained:bool=False)->Runs|None:
-        "The best run on valid of all studies that used these images; `trained`: of networks alone, without ensembles."
-        return max((r for r in self.all_done() if r.data == data and not (trained and r.model and r.model.arch == 'ensemble')), key=lambda r: r.mean('valid.accuracy') or 0, default=None)
+        "The best run on valid of all studies that were judged on the same of these images, those of most runs; `trained`: of networks alone, without ensembles."
+        groups = _judged(r for r in self.all_done() if r.data == data and not (trained and r.model and r.model.arch == 'ensemble'))
+        return max(max(groups.values(), key=len), key=lambda r: r.mean('valid.accuracy') or 0) if groups else None
     @property
     def datasets(self)->list[str]: return list(dict.fromkeys(r.data for r in self.all_done() if r.data))
     @property
@@ -191,7 +208,7 @@ class Book:
         rows, out = [], []
         for r in self.runs(study):
             if not r: out.append(r); continue
-            rows.append({'run': r.link(), 'test accuracy %': r.cell(), 'valid accuracy %': r.cell('valid.accuracy', False), 'macro F1 %': percent(r.mean('test.macro_f1')), 'test loss': number(r.mean('test.loss')),
+            rows.append({'run': r.named(), 'test accuracy %': r.cell(), 'valid accuracy %': r.cell('valid.accuracy', False), 'macro F1 %': percent(r.mean('test.macro_f1')), 'test loss': number(r.mean('test.loss')),
                          'parameters': number(r.mean('model.parameters')), 'training s': number(r.mean('timing.train_seconds')), 'seeds': r.seed_links()})
         text = self.how_to(study, out)
         return _html((rows_table(rows, caption or f'{self.title(study)}: runs under the profile {self.profile}', len(rows) > 8).data if rows else '') + text)
@@ -211,12 +228,12 @@ class Book:
         rows = []
         for s in self.studies:
             if self.study(s).template == 'search': continue # chosen on valid and never tested
-            b, page = self.best(s), page_of(s)
-            name = link(self.title(s), page)
-            if b is None: rows.append({'study': name, 'best run on valid': '<span class="missing">not run</span>', 'test accuracy %': '–', 'data': '–', 'parameters': '–', 'training s': '–', 'runs': '0'}); continue
-            rows.append({'study': name, 'best run on valid': b.link(), 'test accuracy %': b.cell(), 'data': html.escape(b.data), 'parameters': number(b.mean('model.parameters')),
-                         'training s': number(b.mean('timing.train_seconds')), 'runs': str(len(self.done(s)))})
-        return rows_table(rows, f'The best run of each study under the profile {self.profile}')
+            name, groups = link(self.title(s), page_of(s)), _judged(self.done(s))
+            if not groups: rows.append({'study': name, 'best run on valid': '<span class="missing">not run</span>', 'test accuracy %': '–', 'data': '–', 'test images': '–', 'parameters': '–', 'training s': '–', 'runs': '0'})
+            for b, rs in zip(self.bests(s), groups.values()):
+                rows.append({'study': name, 'best run on valid': b.named(), 'test accuracy %': b.cell(), 'data': html.escape(b.data), 'test images': number(b.judged[2]), 'parameters': number(b.mean('model.parameters')),
+                             'training s': number(b.mean('timing.train_seconds')), 'runs': str(len(rs))})
+        return rows_table(rows, f'The best run of each study under the profile {self.profile}; rows compare where they were tested on the same images')
 
     def all_runs(self):
         "A row a seed, each linked to its executed notebook."
@@ -344,12 +361,23 @@ def stand_in(book:Book, study:str)->tuple[list[str], list[str]]|None:
     used = {r.data for r in book.runs(study) if r.data}
     return (sorted(used), sorted(wanted)) if used and not used <= wanted else None
 
+def shortened(book:Book, study:str)->str:
+    "A sentence, as HTML, where the profile trained for fewer epochs than the params files ask for, else nothing."
+    epochs = lambda p: sum(q['epochs'] for q in p['phases']) or p['epochs']
+    pairs = [(epochs(r.params), epochs(load_params(x.name).as_dict())) for x in book.runs(study) for r in x.records if 'epochs' in r.params]
+    less = [(a, b) for a, b in pairs if a < b]
+    if not less: return ''
+    a, b = min(less, key=lambda ab: ab[0]/ab[1])
+    return (f'<b>Under the profile {html.escape(book.profile)} {"all" if len(less) == len(pairs) else f"{len(less)} of {len(pairs)}"} of these runs train for fewer epochs than their files ask for '
+            f'(at most cut to {a} of {b}): levels and best epochs are those of a shorter training.</b>')
+
 def how_far(book:Book, study:str):
     "How far the published numbers compare with ours, in the study's words, and on which images ours were measured."
     notes = [html.escape(p.compare) for p in book.study(study).published if p.compare]
     if s := stand_in(book, study):
         notes.append(f'<b>Under the profile {html.escape(book.profile)} the images are {html.escape(", ".join(s[0]))} in place of {html.escape(", ".join(s[1]))}: '
                      'these numbers show that everything runs, and nothing about the published ones.</b>')
+    if text := shortened(book, study): notes.append(text)
     return _html(''.join(f'<p>{n}</p>' for n in notes))
 
 def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):
@@ -941,21 +969,23 @@ def errors_section(book:Book, pairs:int=5, worst:int=10):
 def cost_rows(book:Book):
     "A DataFrame with a row a run: what it reaches and what it costs."
     import pandas as pd
-    return pd.DataFrame([dict(run=r.run, study=r.study, data=r.data, test_accuracy=r.mean(), train_seconds=r.mean('timing.train_seconds'), parameters=r.mean('model.parameters'), macs=r.mean('model.macs'),
+    return pd.DataFrame([dict(run=r.run, study=r.study, data=r.data, test_accuracy=r.mean(), valid_accuracy=r.mean('valid.accuracy'), train_seconds=r.mean('timing.train_seconds'), parameters=r.mean('model.parameters'), macs=r.mean('model.macs'),
         epoch_seconds=r.mean('epoch_seconds'), images_per_second=r.mean('timing.images_per_second'), memory=r.mean('timing.peak_memory_mb'), size=r.records[0].params.get('size'), arch=r.records[0].params.get('arch'),
         images=r.first[1].data.images.get('train') if r.first[1].data else None) for r in book.all_done()])
 
 def cost_answer(book:Book):
-    "The run that bought most accuracy a second, and the best of all."
+    "The run that bought most accuracy a second, and the best of all, both chosen on valid."
     from imgcls.evaluation import accuracy_per_second
     d = cost_rows(book)
     if not len(d): return front(book)
     said = []
     for n, g in d[d['train_seconds'] > 0].groupby('data', sort=False):
-        quick, best = g.loc[(g['test_accuracy']/g['train_seconds']).idxmax()], g.loc[g['test_accuracy'].idxmax()]
+        if not g['valid_accuracy'].notna().any(): continue
+        quick, best = g.loc[(g['valid_accuracy']/g['train_seconds']).idxmax()], g.loc[g['valid_accuracy'].idxmax()]
         a, b = (book.run(x['study'], x['run']) for x in (quick, best))
         said.append(f'on {html.escape(n)} {a.link(a.name)} gets most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
-                    + (f', while the highest number, {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s' if a.name != b.name else ''))
+                    + (f', while the best on valid, {b.link(b.name)} with {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s' if a.name != b.name else ''))
+    if not said: return front(book)
     text = '; '.join(said)
     return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Times are of training alone, on {html.escape(", ".join(sorted({r.env.get("device", "?") for r in book.records})))}.</p>')
 
@@ -1255,12 +1285,16 @@ def samplers_section(book:Book, study:str='samplers', base:str='random'):
     return _html(out + book.how_to(study, [r for r in book.runs(study) if not r]))
 
 # %% ../nbs/13_report.ipynb #c028
+def trained(book:Book)->int:
+    "Trained networks among the runs that the studies name; an ensemble trains none."
+    return sum(bool(r.model) and r.model.arch != 'ensemble' for x in book.all_done() for r in x.records)
+
 def front(book:Book):
     "The front page's sentence: how much there is, and the best of it."
     done = [(s, book.best(s)) for s in book.studies if book.best(s)]
     p = html.escape(book.profile)
     if not done: return _html(f'<p class="missing">Nothing has run yet under the profile {p}: <code>imgcls report --profile {p}</code> does it.</p>')
-    runs, seeds = len(book.all_done()), sum(bool(r.model) and r.model.arch != 'ensemble' for r in book.records)
+    runs, seeds = len(book.all_done()), trained(book)
     by = {n: book.best_on(n) for n in book.datasets}
     words = ', '.join(f'{b.cell(interval=False)} % on {html.escape(n)} ({link(b.name, run_page(b.study, b.run))})' for n, b in by.items())
     other = [s for s, _ in done if stand_in(book, s)]
@@ -1339,16 +1373,15 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
     names = [profile] if profile else ['full', 'cpu']
     book = next((b for b in (Book(p, root) for p in names) if b.all_done()), None)
     if book is None: return f"No results of the profile{'s' if len(names) > 1 else ''} {' or '.join(f'`{n}`' for n in names)} are committed yet; `make report` trains the `quick` profile in minutes and builds its book.", None
-    lines = ['| study | best run on valid | test accuracy % (95 % interval) | data | parameters | training time | hardware | runs |', '|---|---|---|---|---|---|---|---|']
+    lines = ['| study | best run on valid | test accuracy % (95 % interval) | data | test images | parameters | training time | hardware | runs |', '|---|---|---|---|---|---|---|---|---|']
     shown = {}
     for s in book.studies:
-        b = book.best(s)
-        if b is None: continue
-        i, secs = b.interval(), b.mean('timing.train_seconds')
-        lines.append(f"| {book.title(s)} | `{b.name}` | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(book.done(s))} |")
+        for b, rs in zip(book.bests(s), _judged(book.done(s)).values()):
+            i, secs = b.interval(), b.mean('timing.train_seconds')
+            lines.append(f"| {book.title(s)} | `{b.name}` | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(rs)} |")
     for r in book.all_done():
         if (x := r.mean('timing.train_seconds')) and x > 0: shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
-    n = len(book.records)
+    n = trained(book)
     return '\n'.join(lines) + f"\n\n{n} trained models of the profile `{book.profile}`, chosen on validation images, reported on test images that no choice has seen; intervals over seeds where there are several, else over test images.\n\n![Test accuracy against training time](nbs/images/readme.png)", shown
 
 def write_readme(readme:Path|None=None, profile:str|None=None, root:Path|None=None)->bool:
@@ -1561,7 +1594,9 @@ def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, wor
     profile_file(profile)
     book = Book(profile, root)
     top = project_root()
-    stage, site = top/'build'/'book'/profile, Path(out or top/'site'/profile)
+    stage, site = top/'build'/'book'/profile, Path(out or top/'site'/profile).resolve()
+    if site.exists() and not (site/'.built').exists() and (not site.is_dir() or any(site.iterdir())):
+        raise BadInput(f'{site}: holds something that is no book, and a book would replace it; name an empty or a new folder')
     key, stamp = book_key(book), site/'.built'
     if stamp.exists() and stamp.read_text() == key: return site/'index.html'
     stage.mkdir(parents=True, exist_ok=True)

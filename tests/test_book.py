@@ -54,6 +54,49 @@ def test_names_are_escaped(site):
     page = (site/'optimizers.html').read_text()
     assert "<b>'quoted'" not in page and '&lt;b&gt;' in page
 
+def test_a_folder_that_is_no_book_is_left_alone(project, tmp_path):
+    (tmp_path/'thesis.txt').write_text('all of it')
+    with pytest.raises(BadInput, match='holds something that is no book'): build_book('quick', tmp_path)
+    assert (tmp_path/'thesis.txt').read_text() == 'all of it'
+
+def _edit(folder, **kw):
+    f = Path(folder)/'record.json'; d = json.loads(f.read_text())
+    for k, v in kw.items(): d[k] = d[k] | v if isinstance(v, dict) else v
+    f.write_text(json.dumps(d))
+
+def test_runs_are_ranked_only_where_they_are_judged_on_the_same_images(project, tmp_path):
+    from imgcls.report import front
+    a = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); b = fake_record(tmp_path, 'optimizers', 'sgd_tanh', accuracy=.9)
+    assert [r.run for r in Book('quick', tmp_path).bests('optimizers')] == ['sgd_tanh']
+    _edit(b, data=dict(images=dict(train=10, valid=5, test=7)))
+    book = Book('quick', tmp_path)
+    assert {r.run for r in book.bests('optimizers')} == {'adam_tanh', 'sgd_tanh'} and plain(book.leaderboard()).count(book.title('optimizers')) == 2
+    assert book.best('optimizers').run in readme_parts('quick', tmp_path)[0]
+
+def test_a_diverged_run_says_so_everywhere(project, tmp_path):
+    from imgcls.report import cost_answer
+    fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); bad = fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=1, accuracy=.1)
+    _edit(bad, status='diverged')
+    book = Book('quick', tmp_path)
+    assert '(1 of 2 seeds diverged)' in plain(book.table('optimizers')) and '(1 of 2 seeds diverged)' in plain(book.leaderboard())
+    lone = tmp_path/'lone'; f = fake_record(lone, 'optimizers', 'sgd_tanh', accuracy=.1)
+    _edit(f, status='diverged', timing=dict(train_seconds=0.))
+    assert 'diverged' in plain(Book('quick', lone).table('optimizers')) and 'answer' in cost_answer(Book('quick', lone)).data
+
+def test_a_shorter_training_and_mirror_images_are_said(project, tmp_path):
+    from imgcls.report import how_far
+    f = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6)
+    assert 'fewer epochs' in plain(how_far(Book('quick', tmp_path), 'optimizers'))
+    _edit(f, params=dict(epochs=30, tta=True)); book = Book('quick', tmp_path)
+    assert 'fewer epochs' not in plain(how_far(book, 'optimizers')) and 'with mirror images' in plain(book.table('optimizers'))
+
+def test_cost_chooses_on_valid(project, tmp_path):
+    from imgcls.report import cost_answer
+    a = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); fake_record(tmp_path, 'optimizers', 'sgd_tanh', accuracy=.7)
+    m = json.loads((Path(a)/'record.json').read_text())['metrics']
+    _edit(a, metrics=dict(valid=m['valid'] | dict(accuracy=.99)))
+    assert 'adam_tanh' in plain(cost_answer(Book('quick', tmp_path)))
+
 def test_nothing_changed_is_quick(project, site):
     before = (site/'index.html').stat().st_mtime_ns
     assert build_book('quick') == site/'index.html' and (site/'index.html').stat().st_mtime_ns == before
