@@ -38,17 +38,21 @@ def percent(x:float|None)->str:
     return '–' if x is None or not math.isfinite(x) else f'{100*x:.1f}'
 
 def number(x:float|None, digits:int=3)->str:
-    "A quantity in few digits with its thousands set apart."
+    "A quantity in few digits with its thousands set apart. Of `digits` significant digits."
     if x is None or (isinstance(x, float) and not math.isfinite(x)): return '–'
     return f'{x:,.0f}' if abs(x) >= 1000 or x == int(x) else f'{x:.{digits}g}'
 
 def link(text:str, href:str|None, title:str='')->str:
-    "An HTML link; the text alone where there is nothing to link to."
+    "An HTML link; the text alone where there is nothing to link to. `text` is what is shown."
     text, title = html.escape(str(text)), f' title="{html.escape(title)}"' if title else ''
     return f'<a href="{html.escape(href)}"{title}>{text}</a>' if href else text
 
-def seed_page(study:str, run:str, seed:int)->str: return f'runs/{study}/{run}/s{seed}.html'
-def run_page(study:str, run:str)->str: return f'runs/{study}/{run}/about.html'
+def seed_page(study:str, run:str, seed:int)->str:
+    "Where in the book a seed's executed notebook is."
+    return f'runs/{study}/{run}/s{seed}.html'
+def run_page(study:str, run:str)->str:
+    "Where in the book a run's params, seeds and records are."
+    return f'runs/{study}/{run}/about.html'
 
 # %% ../nbs/13_report.ipynb #c009
 def _html(text:str):
@@ -80,7 +84,7 @@ def rows_table(rows:list[dict], # equal keys, cells are HTML; the first key name
 
 # %% ../nbs/13_report.ipynb #c012
 def value(folder:Path, r:Record, what:str)->float|None:
-    "One number of a record, or None where it has none."
+    "One number of a record, or None where it has none. `what` is a metric such as test.accuracy, or an attribute such as timing.train_seconds."
     part, _, name = what.partition('.')
     if what == 'epoch_seconds': # the first epoch warms up
         h = history(folder)['seconds'] if (folder/'history.csv').exists() else []
@@ -328,7 +332,7 @@ def claim(book:Book, study:str)->str:
             f'<b>{best.cell()}</b> % (95 % interval over {"the test images" if seeds == 1 else f"{seeds} seeds"}).')
 
 def answer(book:Book, study:str, pairs:list[tuple[str, str]]|None=None):
-    "The study's answer in two sentences: its best run, and which differences the seeds support."
+    "The study's answer in two sentences: its best run, and which differences the seeds support. `pairs`: see `comparisons`."
     if book.best(study) is None: return missing(book, study)
     return _html(f'<p class="answer">{claim(book, study)} {supported(comparisons(book, study, pairs))}</p>')
 
@@ -345,7 +349,7 @@ def differs(a:str, b:str)->str:
     return '; '.join(f'{k}: {short(x.get(k))} → {short(y.get(k))}' for k in keys)
 
 def effects(book:Book, study:str, pairs:list[tuple[str, str]]|None=None):
-    "What each change brings: a row a comparison with its difference in points, interval and verdict."
+    "What each change brings: a row a comparison with its difference in points, interval and verdict. `pairs`: see `comparisons`."
     d = comparisons(book, study, pairs)
     runs = {r.run: r for r in book.runs(study)}
     if not len(d): return _html('')
@@ -395,7 +399,7 @@ def of_run(r:Runs)->str:
     return link(f'{r.name}, seed {seed}', seed_page(r.study, r.run, seed) if rec.notebook else run_page(r.study, r.run))
 
 def csv_link(df, name:str)->str:
-    "HTML: a link that saves a table as CSV; the table is in the link."
+    "HTML: a link that saves a table as CSV; the table is in the link. `df`: the table."
     data = base64.b64encode(df.to_csv().encode()).decode()
     return f'<a href="data:text/csv;base64,{data}" download="{html.escape(name.replace("/", "-"))}.csv">{html.escape(name)}</a>'
 
@@ -690,7 +694,7 @@ def gain_figure(book:Book, study:str='transfer'):
     return _html(''.join(_shown(plot_gain(g, 'scratch', n)).data for n, g in d.groupby('data', sort=False)) + f'<p class="note">{note}</p>')
 
 def pretraining(book:Book, study:str='transfer', source:str='pretrain'):
-    "What was pretrained on what, and what source and target have in common: classes by name, classes by meaning, pictures."
+    "What was pretrained on what, and what source and target have in common: classes by name, classes by meaning, pictures. `source`: the study that trained the backbones."
     runs, out, took = book.runs(source), [], {}
     for r in transferred(book, study):
         for rec in r.records:
@@ -868,13 +872,14 @@ def images_of(name:str):
     return load_data(name, unreadable='skip') if here else None
 
 def pictures(name:str, ids)->list|None:
-    "uint8 pictures with these ids; None where the images are not here or are others."
+    "uint8 pictures with these ids; None where the images are not here or are others. `ids`: as in predictions."
     data = images_of(name)
     if data is None: return None
     at = {k: i for i, k in enumerate(data.ids)}
     return [data.images[at[k]] for k in ids] if all(k in at for k in ids) else None
 
 def not_here(name:str)->str:
+    "A sentence, as HTML: the images of `name` could not be looked at."
     return f'<p class="missing">The images of {html.escape(name)} are not on the machine that built this page, so it shows none; with IMGCLS_DATA set to their folder it does.</p>'
 
 def findings(name:str, other:str|None=None)->str|None:
@@ -944,7 +949,7 @@ def errors_answer(book:Book):
     return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Below are the pictures it was surest about and wrong, from the best model on valid for each set of images.</p>')
 
 def errors_section(book:Book, pairs:int=5, worst:int=10):
-    "For each set of images: the most confused pairs and the highest losses of the best run on valid, as pictures where they are here."
+    "For each set of images: the most confused pairs and the highest losses of the best run on valid, as pictures where they are here. `pairs` of classes and the `worst` images for each data set."
     from imgcls.evaluation import highest_losses, most_confused
     from imgcls.plots import show_confused, show_losses
     out = []
@@ -1113,10 +1118,12 @@ def searches(book:Book, study:str)->dict[str, Found]:
     "The first seed of each search that has a record."
     return {r.run: Found(r, *r.first) for r in book.runs(study) if r and 'space' in r.first[1].notes}
 
-def replays(found:dict[str, Found])->dict: return {k: f for k, f in found.items() if f.record.params.get('settings')}
+def replays(found:dict[str, Found])->dict:
+    "Those of the searches in `found` that train published settings again."
+    return {k: f for k, f in found.items() if f.record.params.get('settings')}
 
 def spearman(a, b)->tuple[float, float, float]|None:
-    "Rank correlation and its 95 % interval (Fisher's transformation with the standard error of Bonett and Wright, 2000); None for fewer than five pairs or equal values only."
+    "Rank correlation and its 95 % interval (Fisher's transformation with the standard error of Bonett and Wright, 2000); None for fewer than five pairs or equal values only. `a` and `b`: equally long."
     from scipy.stats import spearmanr
     if len(a) < 5 or len(set(a)) < 2 or len(set(b)) < 2: return None
     r = float(spearmanr(a, b).statistic)
@@ -1255,7 +1262,7 @@ def _sampler_curves(book, study)->dict:
     return out
 
 def samplers_answer(book:Book, study:str='samplers', base:str='random'):
-    "What each sampler finds and spends against random search, and what the seeds support."
+    "What each sampler finds and spends against random search, and what the seeds support. `base`: the run the others are compared with."
     runs = {r.run: r for r in book.runs(study) if r}
     if base not in runs: return missing(book, study)
     b, d = runs[base], comparisons(book, study, [(base, k) for k in runs if k != base], 'max_valid_accuracy').set_index('b')
@@ -1268,7 +1275,7 @@ def samplers_answer(book:Book, study:str='samplers', base:str='random'):
     return _html(f'<p class="answer">{"; ".join(said)}. {supported(d.reset_index())}</p>')
 
 def samplers_section(book:Book, study:str='samplers', base:str='random'):
-    "Best so far against epochs spent with intervals over seeds; a row a sampler; which parameter matters on this space."
+    "Best so far against epochs spent with intervals over seeds; a row a sampler; which parameter matters on this space. `base`: the run the others are compared with."
     import pandas as pd
     from imgcls.plots import plot_best_by_epochs, plot_importance
     runs = {r.run: r for r in book.runs(study) if r}
@@ -1542,7 +1549,7 @@ def pages(book:Book)->list[tuple[str, str, dict]]:
     return out
 
 def page_title(name:str, source:str, params:dict)->str:
-    "The first heading of a page."
+    "The first heading of a page. `source` is its notebook, `params` what it was executed with."
     if 'study' in params: return load_study(params['study']).title or params['study']
     nb = json.loads((project_root()/'nbs'/'report'/f'{source}.ipynb').read_text(encoding='utf-8'))
     return next((l[2:].strip() for c in nb['cells'] if c['cell_type'] == 'markdown' for l in ''.join(c['source']).splitlines() if l.startswith('# ')), name)
