@@ -358,6 +358,7 @@ class ScaleParams(Strict):
     "How a profile scales a run. These keys belong to profiles."
     epochs_factor: Positive = 1.  # times epochs, at least one
     steps_max: Annotated[Int, Field(ge=1)] | None = None # batches an epoch
+    trials_factor: Annotated[Float, Field(gt=0, le=1)] = 1. # times the trials of a search, at least two
     size_factor: Positive = 1.    # times size, at least size_min
     size_min: Size = 32
     dataset_map: dict[str, str] = {} # other data in place of a dataset
@@ -375,7 +376,6 @@ class SearchParams(Strict):
     sampler: Literal['random', 'tpe'] = 'random'
     pruner: Literal['none', 'halving'] = 'none' # halving: after 1, 3, 9, … epochs the best third goes on
     trials: Annotated[Int, Field(ge=1)] = 20    # settings tried
-    trials_factor: Annotated[Float, Field(gt=0, le=1)] = 1. # times trials, at least two; belongs to profiles
     after: Annotated[str, Field(pattern=r'^[^/\s]+/[^/\s]+$')] | None = None # study/run of an earlier round
     best: Annotated[Int, Field(ge=1)] = 5       # a range that is 'narrow' spans the earlier round's best so many trials; 1: the best one's value
     storage: str | None = None    # where trials are kept: none, a SQLite file in the run's folder; or a database's URL, for several machines
@@ -392,7 +392,7 @@ def template_keys(template:str)->list[str]:
 
 # %% ../nbs/00_params.ipynb #c022
 NAMES = ('study', 'run', 'profile', 'size_min', 'trial', 'storage') # what a run is called and where it is kept
-LATER = dict(train_share=1.) # keys that came after the first published records, with the value that changes nothing: those records stay up to date
+LATER = dict(train_share=1., trials_factor=1.) # keys that came after the first published records, with the value that changes nothing: those records stay up to date
 
 def _scale(n:int, factor:float, least:int=1)->int: return max(least, round(n*factor))
 

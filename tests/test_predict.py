@@ -190,7 +190,8 @@ def test_onnx_is_held_against_torch_and_runs_without_it(place):
     assert str(ROOT).encode() not in (place/'model.onnx').read_bytes() # nobody's folders
     # the lines of the documentation, on their own
     cells = json.loads((ROOT/'nbs/10_predict.ipynb').read_text())['cells']
-    code, = [s for c in cells if (s := ''.join(c['source'])).startswith('# label a picture with onnxruntime alone')]
+    texts = [''.join(c['source']) for c in cells]
+    code, = ['\n'.join(texts[i:i+2]) for i, t in enumerate(texts) if t.startswith('# label a picture with onnxruntime alone')]
     (place/'alone.py').write_text(code.replace('new/1.png', 'new/img1.png') + "\nimport sys\nassert not {'torch', 'imgcls', 'fastai'} & set(sys.modules)\n")
     r = subprocess.run([sys.executable, 'alone.py'], cwd=place, capture_output=True, text=True, timeout=60)
     assert r.returncode == 0 and r.stdout.split()[0] == rows(call('predict', 'demo/c', 'new')[1])[1][1], r.stderr
