@@ -41,7 +41,7 @@ check-site: $(STAMP)  ## a headless browser over the whole built site (PROFILE=q
 test: $(STAMP)  ## nbdev-test on every notebook, then pytest, browser tests included
 	$(BIN)/python tests/browser.py
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fault: $(STAMP)  ## end the runner, its slots, kernels and warm parent by SIGKILL 30 times (KILLS=30), check that nothing is lost
 	$(BIN)/python tests/faults.py $(or $(KILLS),30)

@@ -6,6 +6,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if (ROOT.parent/'shared'/'data').is_dir(): os.environ.setdefault('IMGCLS_DATA', str(ROOT.parent/'shared'/'data'))
 
+LONG = ['test_tutorials', 'test_jupyterlab', 'test_faults', 'test_book', 'test_search', 'test_runner'] # begun first, so that two workers end together
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 @pytest.fixture(scope='session')
 def browser():
     "A headless Chromium; skipped with the reason where there is none, a failure where one is required."
