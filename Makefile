@@ -9,14 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install report public hooks readme check-site test fault export lock
+.PHONY: help docs install report public hooks readme check-site test fault export lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 install: $(STAMP)  ## create .venv and install the package, once
 
-$(STAMP): settings.ini setup.py pyproject.toml requirements.lock
+$(STAMP): settings.ini setup.py requirements.lock
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("imgcls needs Python 3.11 or later; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
@@ -50,6 +50,10 @@ export: $(STAMP)  ## notebooks to imgcls/, then clean them; the repository's add
 	$(BIN)/python tests/addresses.py
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+
+docs: $(STAMP)  ## the API site from _quarto.yml and the rooms; needs Quarto
+	cp _quarto.yml nbs/_quarto.yml
+	$(BIN)/nbdev-docs
 
 lock: $(STAMP)  ## write requirements.lock from the tested environment: names and versions only
 	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' | sed -E 's/\+[a-z0-9.]+$$//' > requirements.lock

@@ -4,7 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = ('README.md', 'CONTRIBUTING.md', 'nbs/_quarto.yml', 'nbs/tutorials/*.ipynb', 'nbs/experiments/*.ipynb')
+PLACES = ('README.md', 'CONTRIBUTING.md', '_quarto.yml', 'nbs/tutorials/*.ipynb', 'nbs/experiments/*.ipynb')
 
 def address(root:Path=ROOT)->dict:
     "user, repo and branch of settings.ini."

@@ -46,6 +46,11 @@ def test_the_check_finds_what_is_missing():
     assert unsaid(ast.parse('\n'.join(lines)).body[0], lines) == ['gadget']
 
 def test_the_api_site_lists_every_room():
-    site = yaml.safe_load((ROOT/'nbs/_quarto.yml').read_text())['website']
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     listed = [n for s in site['sidebar']['contents'] for n in s.get('contents', [s.get('href')])]
     assert sorted(listed) == sorted(f.name for f in (ROOT/'nbs').glob('*.ipynb'))
+
+def test_the_api_site_is_described_at_the_top_and_copied_to_where_nbdev_looks():
+    import subprocess
+    steps = subprocess.run(['make', '--dry-run', 'docs'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 'cp _quarto.yml nbs/_quarto.yml' in steps and 'nbdev-docs' in steps
