@@ -14,7 +14,7 @@ __all__ = ['BadInput', 'Params', 'load_params', 'load_study', 'make_params', 'no
 # %% ../nbs/15_all.ipynb #c003
 from .params import BadInput, Params, load_params, load_study, make_params, notebook_params
 from .records import begin_record, history, predictions, read_record, results
-from .plots import plot_confusion, plot_confusion_pair, plot_curves, plot_lr_find, plot_parallel, plot_search, display_figure as show, show_images
+from .plots import plot_confusion, plot_confusion_pair, plot_curves, plot_lr_find, plot_parallel, plot_search, show, show_images
 from .data import load_data, prepare_data
 from .loaders import dataloaders
 from .models import build_model, count_parameters, model_table

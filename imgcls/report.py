@@ -280,8 +280,8 @@ def page_of(study:str)->str:
 
 # %% ../nbs/13_report.ipynb #c015
 def _shown(ax):
-    from imgcls.plots import show
-    return show(ax)
+    from imgcls.plots import figure_html
+    return figure_html(ax)
 
 def missing(book:Book, study:str):
     "The sentence for a page whose study has no record yet."

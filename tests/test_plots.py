@@ -73,7 +73,7 @@ def test_every_figure_is_readable_described_and_leaves_no_trace(name):
     fig, alt = np.ravel(ax)[0].figure, pl.alt_text(ax)
     assert 30 < len(alt) and alt.endswith('.') and '\n' not in alt and 'nan' not in alt.lower()
     assert fig.get_facecolor() == (1, 1, 1, 1) # readable on a dark page
-    html = pl.show(ax).data
+    html = pl.figure_html(ax).data
     assert not plt.fignum_exists(fig.number) # not shown twice
     width = int(re.search(r'width="(\d+)"', html)[1])
     assert width <= 730 and 'alt="' in html
@@ -107,7 +107,7 @@ def test_description_is_the_data():
 
 def test_show_is_a_picture_with_its_description():
     ax = pl.plot_curves({'a <b> "c"': history()})
-    data = pl.show(ax).data
+    data = pl.figure_html(ax).data
     assert 'alt="Line chart' in data and '<b>' not in data and '&lt;b&gt; &quot;c&quot;' in data
     png = Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)', data)[1])))
     assert png.format == 'PNG' and png.width > 1000 and png.convert('RGBA').getpixel((2, 2)) == (255,)*4
