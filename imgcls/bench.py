@@ -109,7 +109,7 @@ def _bare(p:Params, classes:int, device, batches)->float:
 
 def bench_training(name:str='cifar10', # a dataset of images of one size
                    archs=('convnet', 'group_resnet'), batch_sizes=(128, 512), # networks and images a batch
-                   images:int=2560, rounds:int=3, workers:int=0, log=print)->dict:
+                   images:int=1536, rounds:int=2, workers:int=0, log=print)->dict:
     "Training images a second of five ways, by network and batch size: medians over interleaved rounds, ratios within rounds, and the host's cost of a step."
     from fastai.vision.all import ImageDataLoaders, Normalize, SGD
     out = {}

@@ -357,6 +357,7 @@ class MachineParams(Strict):
 class ScaleParams(Strict):
     "How a profile scales a run. These keys belong to profiles."
     epochs_factor: Positive = 1.  # times epochs, at least one
+    epochs_max: Annotated[Int, Field(ge=1)] | None = None # epochs of all phases together; longer runs shrink in proportion
     steps_max: Annotated[Int, Field(ge=1)] | None = None # batches an epoch
     trials_factor: Annotated[Float, Field(gt=0, le=1)] = 1. # times the trials of a search, at least two
     size_factor: Positive = 1.    # times size, at least size_min
@@ -392,7 +393,7 @@ def template_keys(template:str)->list[str]:
 
 # %% ../nbs/00_params.ipynb #c022
 NAMES = ('study', 'run', 'profile', 'size_min', 'trial', 'storage') # what a run is called and where it is kept
-LATER = dict(train_share=1., trials_factor=1.) # keys that came after the first published records, with the value that changes nothing: those records stay up to date
+LATER = dict(train_share=1., trials_factor=1., epochs_max=None) # keys that came after the first published records, with the value that changes nothing: those records stay up to date
 
 def _scale(n:int, factor:float, least:int=1)->int: return max(least, round(n*factor))
 
@@ -414,10 +415,11 @@ class Params(ScaleParams, MachineParams, TrainParams, ModelParams, DataParams, S
     def resolve(self)->'Params':
         "The same with the profile's scale applied and neutral afterwards; `arch_args` complete."
         f, least = self.epochs_factor, max(self.size_min, getattr(self.arch_options, 'least', 1))
+        if self.epochs_max: f = min(f, self.epochs_max/(sum(p.epochs for p in self.phases) or self.epochs))
         scaled = lambda size: size and _scale(size, self.size_factor, min(size, least))
         phases = [p.model_copy(update=dict(epochs=_scale(p.epochs, f), size=scaled(p.size))) for p in self.phases]
         return self.model_copy(update=dict(
-            epochs=_scale(self.epochs, f), freeze_epochs=_scale(self.freeze_epochs, f), phases=phases, epochs_factor=1.,
+            epochs=_scale(self.epochs, f), freeze_epochs=_scale(self.freeze_epochs, f), phases=phases, epochs_factor=1., epochs_max=None,
             trials=_scale(self.trials, self.trials_factor, min(2, self.trials)), trials_factor=1.,
             size=scaled(self.size), size_factor=1.,
             dataset=self.dataset_map.get(self.dataset, self.dataset), dataset_map={},
