@@ -1184,14 +1184,13 @@ def _published_rows(study, file)->list[dict]:
 PUBLISHED_SEARCH = dict(cnn_adam='generated100_cnn_search_adam.csv', cnn_sgd='generated100_cnn_search_sgd.csv', cnn_sgd_narrow='generated100_cnn_search_sgd_narrow.csv', resnet_lr='generated100_resnet_search_lr.csv',
                         resnet_lr_narrow='generated100_resnet_search_lr_narrow.csv', resnet_structure='generated100_resnet_search_structure.csv')
 
-def search_tables(book:Book, study:str):
-    "For each search: accuracy against learning rate, parallel coordinates, importance, and its trials beside the published ones."
+def search_tables(book:Book, *studies:str):
+    "For each search of `studies`, its first seed: accuracy against learning rate, parallel coordinates, importance, and its trials beside the published ones."
     from imgcls.plots import plot_importance, plot_parallel, plot_search
-    out, found = [], searches(book, study)
-    for k, f in found.items():
-        if k in replays(found): continue
-        note = book.study(study).runs[k].note
-        out.append(f'<h3>{html.escape(k)}</h3><p>{html.escape(note[:1].upper() + note[1:])}: {f.runs.link("params and record")}, {link("notebook", f.runs.href)}.</p>')
+    out, all_found = [], {s: searches(book, s) for s in studies if s in book.studies}
+    for study, k, f in [(s, k, f) for s, found in all_found.items() for k, f in found.items() if k not in replays(found)]:
+        note, seeds = book.study(study).runs[k].note, len(f.runs.seeds)
+        out.append(f'<h3>{html.escape(k)}</h3><p>{html.escape(note[:1].upper() + note[1:])}: {f.runs.link("params and record")}, {link("notebook", f.runs.href)}{f"; seed {f.record.seed}, the first of {seeds}" if seeds > 1 else ""}.</p>')
         done = f.trials.dropna(subset=['max_valid_accuracy'])
         if 'lr' in f.varied: out.append(_shown(plot_search(done, color='momentum' if 'momentum' in f.varied else None)).data)
         if len(f.varied) > 1: out.append(_shown(plot_parallel(done, f.varied)).data)
@@ -1199,7 +1198,7 @@ def search_tables(book:Book, study:str):
         out.append(_shown(plot_importance(i.to_frame('share'))).data if i is not None else f'<p class="note">{len(f.trials)} trials are too few to say which parameter matters.</p>')
         out.append(rows_table(_trial_rows(f), f'{k}: trials best first; accuracy in % after a third, two thirds and all of {f.epochs} epochs', len(f.trials) > 8).data)
         if k in PUBLISHED_SEARCH: out.append(rows_table(_published_rows(study, f'published/{PUBLISHED_SEARCH[k]}'), f'{k}: the published trials, other draws on other images', True).data)
-    return _html(''.join(out)) if out else missing(book, study)
+    return _html(''.join(out)) if out else missing(book, studies[0])
 
 def importances(f:Found):
     "Share of the variance of accuracy that each parameter explains, by functional ANOVA over a forest of trees (Hutter et al., 2014), as a Series; None with fewer than ten trials or equal accuracies only. Diverged trials count at chance."
