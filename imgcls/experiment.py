@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from .evaluation import average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
+from .evaluation import TOP, average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
 from .loaders import dataloaders
 from .models import count_macs, count_parameters
 from .params import BadInput, Params, make_params
@@ -94,7 +94,7 @@ def evaluate(learn, # with the weights to be judged
     return Scores(pd.concat(frames, ignore_index=True), list(map(str, learn.dls.vocab)), splits[-1])
 
 # %% ../nbs/09a_experiment.ipynb #c011
-PARQUET = dict(index=False, compression='zstd', use_dictionary=False) # a third less than pandas' default, and records are committed
+PARQUET = dict(index=False, compression='zstd', compression_level=19, use_dictionary=['split', 'target', *(f'top{i + 1}' for i in range(TOP))]) # half of pandas' default, and records are committed
 
 def _peak_memory_mb()->float:
     "Largest memory so far: of the GPU where there is one, else of this process."

@@ -110,7 +110,7 @@ def test_show_is_a_picture_with_its_description():
     data = pl.figure_html(ax).data
     assert 'alt="Line chart' in data and '<b>' not in data and '&lt;b&gt; &quot;c&quot;' in data
     png = Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)', data)[1])))
-    assert png.format == 'PNG' and png.width > 1000 and png.convert('RGBA').getpixel((2, 2)) == (255,)*4
+    assert png.format == 'WEBP' and png.width > 850 and png.convert('RGBA').getpixel((2, 2)) == (255,)*4
 
 def test_curves_draw_what_they_were_given():
     hs = [history(8, .6, s) for s in range(3)]; hs[2] = hs[2].iloc[:5]
