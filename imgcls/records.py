@@ -225,20 +225,22 @@ def fail_record(folder:Path, p:Params, error:str, started:str='')->Path:
 def read_record(folder:Path)->Record:
     "The record in `folder`; `BadInput` names the file when it is missing or spoilt."
     f = Path(folder)/'record.json'
-    try: return Record.model_validate_json(f.read_bytes())
+    try: r = Record.model_validate_json(f.read_bytes())
     except FileNotFoundError: raise BadInput(f'{f}: no such record') from None
     except OSError as e: raise BadInput(f'{f}: cannot be read ({e.strerror})') from None
     except ValidationError as e:
         x = e.errors(include_url=False)[0]
         raise BadInput(f"{f}: not a record: {'.'.join(map(str, x['loc'])) or 'JSON'}: {x['msg']}; delete its folder and run it again") from None
+    if r.notebook and r.seed and not (Path(folder)/r.notebook).exists(): r.notebook = None # git keeps those of one seed a run
+    return r
 
 def verify_record(folder:Path, deep:bool=True)->Record:
-    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights and a search's database may be absent."
+    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights, a search's database and notebooks of seeds above 0 may be absent."
     record = read_record(folder)
     for name, digest in record.files.items():
         f = Path(folder)/name
         if not f.exists():
-            if f.suffix in ('.safetensors', '.db'): continue # large: kept by the machine that trained, not by git
+            if f.suffix in ('.safetensors', '.db') or name == 'run.ipynb' and record.seed: continue # large: kept by the machine that trained, not by git
             raise BadInput(f'{f}: missing; delete its folder and run it again')
         if deep and sha256(f) != digest: raise BadInput(f'{f}: its content is not what the record says; delete its folder and run it again')
     return record

@@ -1330,9 +1330,11 @@ def all_runs_answer(book:Book):
     "How many trained models there are, how they ended and whether each has its notebook."
     recs = book.records
     if not recs: return front(book)
-    n, diverged, hand = len(recs), sum(r.status == 'diverged' for r in recs), sum(not r.notebook for r in recs)
+    n, diverged, gone = len(recs), sum(r.status == 'diverged' for r in recs), sum(not r.notebook and 'run.ipynb' in r.files for r in recs)
+    hand = sum(not r.notebook for r in recs) - gone
+    words = [f'{n - hand - gone} link to the executed notebook that made them'] + [f'{gone} of later seeds left theirs on the machine that ran them']*bool(gone) + [f'{hand} were run by hand']*bool(hand)
     return _html(f'<p class="answer">{n} records of {len(book.by_run)} runs stand under the profile <b>{html.escape(book.profile)}</b>, {f"{diverged} of them diverged" if diverged else "none of them diverged"}. '
-                 + (f'{n - hand} link to the executed notebook that made them, {hand} were run by hand.' if hand else 'Every one links to the executed notebook that made it.') + '</p>')
+                 + (f"{', '.join(words)}." if hand or gone else 'Every one links to the executed notebook that made it.') + '</p>')
 
 def environment_answer(book:Book):
     "How many environments, commits and splits are behind the numbers, and what does not match this code."
@@ -1457,7 +1459,7 @@ def _about(study:str, run:str, seeds:dict)->str:
     except BadInput: params = yaml.safe_dump(r.params, sort_keys=False)
     resolved = r.params | dict(phases=[{k: v for k, v in q.items() if v is not None} for q in r.params.get('phases', [])])
     rows = ''.join(f'<tr><th scope="row">{s}</th><td>{rec.status}</td><td>{percent(rec.metric("test"))}</td><td>{percent(rec.metric("valid"))}</td>'
-        f'<td>{link("executed notebook", f"s{s}.html") if rec.notebook else "run by hand"}</td><td>{link("record", f"s{s}.json")}</td>'
+        f'<td>{link("executed notebook", f"s{s}.html") if rec.notebook else "not kept" if "run.ipynb" in rec.files else "run by hand"}</td><td>{link("record", f"s{s}.json")}</td>'
         f'<td>{link(rec.git.get("commit", "")[:9] or "–", commit_url(rec))}{" + changes" if rec.git.get("dirty") else ""}</td><td>{html.escape(rec.ended[:10])}</td></tr>' for s, (_, rec) in seeds.items())
     return (f'# {study}/{run}\n\n<div class="table-box" tabindex="0" role="region" aria-label="Seeds"><table class="imgcls"><caption><span>Seeds of {study}/{run}</span></caption><thead><tr>'
             + ''.join(f'<th scope="col">{c}</th>' for c in ['seed', 'status', 'test accuracy %', 'valid accuracy %', 'notebook', 'record', 'commit', 'ended'])

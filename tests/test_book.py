@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd, pytest
 
 from imgcls.params import BadInput
-from imgcls.report import (Book, MARKS, book_key, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
-                           readme_is_stale, readme_parts, speedups, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
+from imgcls.records import verify_record
+from imgcls.report import (Book, MARKS, all_runs_answer, book_key, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
+                           readme_is_stale, readme_parts, speedups, stage_runs, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
 from tests.check_site import Site, check, served
 from tests.fixtures import ROOT, edit_accuracy, fake_record, make_project
 
@@ -251,6 +252,19 @@ def test_a_missing_notebook_fails_the_build(project, site):
         edit_accuracy(f.parent, .43)
         with pytest.raises(BadInput, match='run.ipynb'): build_book('quick')
     finally: f.write_bytes(kept)
+
+def test_notebooks_of_later_seeds_may_stay_where_they_ran(project, tmp_path):
+    f = project/'results/quick/optimizers/adam_tanh/s1/run.ipynb'
+    kept = f.read_bytes(); f.unlink()
+    try:
+        verify_record(f.parent); book = Book('quick'); stage_runs(book, tmp_path); about = (tmp_path/'runs/optimizers/adam_tanh/about.md').read_text()
+        assert 's0.html' in about and 's1.html' not in about and 'not kept' in about and not (tmp_path/'runs/optimizers/adam_tanh/s1.ipynb').exists()
+        assert '1 of later seeds left theirs' in plain(all_runs_answer(book))
+    finally: f.write_bytes(kept)
+    g = f.parents[1]/'s0'/'run.ipynb'; kept = g.read_bytes(); g.unlink()
+    try:
+        with pytest.raises(BadInput, match='run.ipynb: missing'): verify_record(g.parent)
+    finally: g.write_bytes(kept)
 
 def test_an_empty_profile_says_what_to_do(project, tmp_path):
     page = text(build_book('cpu', out=tmp_path/'site').parent/'optimizers.html')

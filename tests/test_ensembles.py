@@ -69,7 +69,7 @@ def test_only_the_ensembles_run_and_their_records_are_what_the_maths_says(projec
         assert r.notes['train_seconds'] == pytest.approx(sum(read_record(tmp/f'results/quick/{m}/s0').timing.train_seconds for m in r.params['members']))
         assert 'lr' not in r.params and 'epochs_factor' not in r.params and r.model.parameters == sum(read_record(tmp/f'results/quick/{m}/s0').model.parameters for m in r.params['members'])
     shown = json.loads((tmp/'results/quick/e/voted/s0/run.ipynb').read_text())
-    assert any('image/png' in json.dumps(o) for c in shown['cells'] for o in c.get('outputs', [])) # both confusion matrices
+    assert any('image/webp' in json.dumps(o) for c in shown['cells'] for o in c.get('outputs', [])) # both confusion matrices
     # another member, another ensemble
     (tmp/'params/m/b.yaml').write_text((tmp/'params/m/b.yaml').read_text().replace('epochs: 2', 'epochs: 1'))
     assert [j.id for j in runner.plan(['e']).todo] == ['m/b/s0', 'e/voted/s0', 'e/mean/s0']
