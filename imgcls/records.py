@@ -235,12 +235,12 @@ def read_record(folder:Path)->Record:
     return r
 
 def verify_record(folder:Path, deep:bool=True)->Record:
-    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights, a search's database and notebooks of seeds above 0 may be absent."
+    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights, a search's database, and of seeds above 0 notebook and predictions may be absent."
     record = read_record(folder)
     for name, digest in record.files.items():
         f = Path(folder)/name
         if not f.exists():
-            if f.suffix in ('.safetensors', '.db') or name == 'run.ipynb' and record.seed: continue # large: kept by the machine that trained, not by git
+            if f.suffix in ('.safetensors', '.db') or record.seed and name in ('run.ipynb', 'predictions.parquet'): continue # large: kept by the machine that trained, not by git
             raise BadInput(f'{f}: missing; delete its folder and run it again')
         if deep and sha256(f) != digest: raise BadInput(f'{f}: its content is not what the record says; delete its folder and run it again')
     return record

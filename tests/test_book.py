@@ -255,12 +255,12 @@ def test_a_missing_notebook_fails_the_build(project, site):
 
 def test_notebooks_of_later_seeds_may_stay_where_they_ran(project, tmp_path):
     f = project/'results/quick/optimizers/adam_tanh/s1/run.ipynb'
-    kept = f.read_bytes(); f.unlink()
+    kept, q = f.read_bytes(), f.with_name('predictions.parquet'); f.unlink(); q.rename(tmp_path/'kept')
     try:
         verify_record(f.parent); book = Book('quick'); stage_runs(book, tmp_path); about = (tmp_path/'runs/optimizers/adam_tanh/about.md').read_text()
         assert 's0.html' in about and 's1.html' not in about and 'not kept' in about and not (tmp_path/'runs/optimizers/adam_tanh/s1.ipynb').exists()
         assert '1 of later seeds left theirs' in plain(all_runs_answer(book))
-    finally: f.write_bytes(kept)
+    finally: f.write_bytes(kept); (tmp_path/'kept').rename(q)
     g = f.parents[1]/'s0'/'run.ipynb'; kept = g.read_bytes(); g.unlink()
     try:
         with pytest.raises(BadInput, match='run.ipynb: missing'): verify_record(g.parent)
