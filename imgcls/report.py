@@ -320,9 +320,10 @@ def supported(d # from `comparisons`
         return f'None of the {len(d)} differences between runs holds over the seeds.'
     yes = yes.reindex(yes['difference'].abs().sort_values(ascending=False, kind='stable').index)
     said = [f"{html.escape(r.b)} is {100*abs(r.difference):.1f} points {'above' if r.difference > 0 else 'below'} {html.escape(r.a)}" for r in yes.iloc[:3].itertuples()]
-    more, rest = len(yes) - 3, len(d) - len(yes)
+    few = int((d['pairs'] < MIN_SEEDS).sum())
+    more, rest = len(yes) - 3, len(d) - len(yes) - few
     return (f"Over {int(yes['pairs'].min())} or more paired seeds, {', '.join(said)}" + (f' and {more} more differences hold' if more > 0 else '')
-            + (f'; the other {rest} comparisons show none' if rest > 1 else '; the other comparison shows none' if rest else '') + '.')
+            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few} ha{"ve" if few > 1 else "s"} too few seeds to tell' if few else '') + '.')
 
 def claim(book:Book, study:str)->str:
     "A sentence, as HTML: the best run on valid and what it reaches on test."
@@ -1312,7 +1313,7 @@ def front_figure(book:Book):
     if 'ablation' in book.studies and len(book.done('ablation')) > 3 and not stand_in(book, 'ablation'): return ladder_figure(book)
     done = [s for s in book.studies if book.done(s)]
     if not done: return _html('')
-    s = max(done, key=lambda s: len(book.done(s)))
+    s = max(done, key=lambda s: (len({r.data for r in book.done(s)}) == 1, len(book.done(s)))) # curves on one set of images
     return _html(curves(book, s, most=8).data + f'<p class="note">{link(book.title(s), page_of(s))}, epoch by epoch.</p>')
 
 ABOUT = dict(data='The images: classes, splits, what is wrong with them.', errors='Which images are misread, and which classes are taken for one another?', cost='What does accuracy cost in seconds, parameters and memory?',
