@@ -134,7 +134,7 @@ def test_dask_gives_the_same_numbers_and_survives_a_lost_worker(project):
     distributed = pytest.importorskip('distributed', reason='needs imgcls[cluster]')
     project.study('one', more='seeds: {quick: 2}\n', a='lr: 1e-3\n', b='lr: 1e-2\n')
     assert project.imgcls('run', '--results', project.root/'local').returncode == 0
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=':0', processes=True)
     try:
         p = project.start('run', '--cluster', cluster.scheduler_address, STANDIN_EPOCH=.5)
         f = until(lambda: next(iter(project.results.glob('*/*/*/*.tmp/checkpoint.json')), None))
