@@ -277,6 +277,6 @@ def predictions(folder:Path, split:str|None=None):
     "A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1`…, `q1`…)."
     import pandas as pd
     f = Path(folder)/'predictions.parquet'
-    if not f.exists(): raise BadInput(f'{f}: no predictions; run it again')
+    if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')
     df = pd.read_parquet(f)
     return df if split is None else df[df['split'] == split].reset_index(drop=True)
