@@ -99,7 +99,7 @@ def cmd_show(a)->int:
     if r.model: rows.append(dict(k='model', v=f'{r.model.arch}, {r.model.parameters:,} parameters' if r.model.parameters else r.model.arch))
     if (t := _took(r)) is not None: rows.append(dict(k='took', v=duration(t*60)))
     rows += [dict(k='parameters', v=', '.join(f'{k} {v}' for k, v in _unusual(r.params).items())), dict(k='libraries', v=', '.join(f'{k} {v}' for k, v in r.env.items() if k not in ('lock',))),
-             dict(k='changed since', v=drift(r)), dict(k='notebook', v=folder/r.notebook if r.notebook else 'not kept here' if 'run.ipynb' in r.files else 'none: run by hand'), dict(k='ended', v=r.ended)]
+             dict(k='changed since', v=drift(r)), dict(k='notebook', v=folder/r.notebook if r.notebook else 'not kept here' if r.notebook_elsewhere else 'none: run by hand'), dict(k='ended', v=r.ended)]
     print('\n'.join(f"{x['k']:<16} {x['v']}" for x in rows if x['v'] not in ('', None)))
     return 0
 

@@ -94,7 +94,7 @@ def evaluate(learn, # with the weights to be judged
     return Scores(pd.concat(frames, ignore_index=True), list(map(str, learn.dls.vocab)), splits[-1])
 
 # %% ../nbs/09a_experiment.ipynb #c011
-PARQUET = dict(index=False, compression='zstd', compression_level=19, use_dictionary=['split', 'target', *(f'top{i + 1}' for i in range(TOP))]) # half of pandas' default, and records are committed
+PARQUET = dict(index=False, compression='zstd', compression_level=19, use_dictionary=['split', 'target', *(f'top{i + 1}' for i in range(TOP))]) # four tenths less than pandas' default, and records are committed
 
 def _peak_memory_mb()->float:
     "Largest memory so far: of the GPU where there is one, else of this process."

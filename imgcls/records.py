@@ -75,6 +75,10 @@ class Record(BaseModel):
 
     @property
     def name(self)->str: return f'{self.study}/{self.run}'
+    @property
+    def notebook_elsewhere(self)->bool:
+        "The executed notebook stayed on the machine that ran it."
+        return self.notebook is None and 'run.ipynb' in self.files
     def metric(self, split:str, name:str='accuracy'):
         "A metric, or None where the split was not evaluated."
         return (self.metrics.get(split) or {}).get(name)

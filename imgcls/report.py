@@ -1188,10 +1188,10 @@ PUBLISHED_SEARCH = dict(cnn_adam='generated100_cnn_search_adam.csv', cnn_sgd='ge
 def search_tables(book:Book, *studies:str):
     "For each search of `studies`, its first seed: accuracy against learning rate, parallel coordinates, importance, and its trials beside the published ones."
     from imgcls.plots import plot_importance, plot_parallel, plot_search
-    out, all_found = [], {s: searches(book, s) for s in studies if s in book.studies}
-    for study, k, f in [(s, k, f) for s, found in all_found.items() for k, f in found.items() if k not in replays(found)]:
+    out = []
+    for study, k, f in [(s, k, f) for s in studies if s in book.studies for k, f in searches(book, s).items() if not f.record.params.get('settings')]:
         note, seeds = book.study(study).runs[k].note, len(f.runs.seeds)
-        out.append(f'<h3>{html.escape(k)}</h3><p>{html.escape(note[:1].upper() + note[1:])}: {f.runs.link("params and record")}, {link("notebook", f.runs.href)}{f"; seed {f.record.seed}, the first of {seeds}" if seeds > 1 else ""}.</p>')
+        out.append(f'<h3>{html.escape(k)}</h3><p>{html.escape(note[:1].upper() + note[1:])}: {f.runs.link("params and record")}, {link("notebook", seed_page(study, k, f.record.seed) if f.record.notebook else None)}{f"; seed {f.record.seed}, the first of {seeds}" if seeds > 1 else ""}.</p>')
         done = f.trials.dropna(subset=['max_valid_accuracy'])
         if 'lr' in f.varied: out.append(_shown(plot_search(done, color='momentum' if 'momentum' in f.varied else None)).data)
         if len(f.varied) > 1: out.append(_shown(plot_parallel(done, f.varied)).data)
@@ -1331,7 +1331,7 @@ def all_runs_answer(book:Book):
     "How many trained models there are, how they ended and whether each has its notebook."
     recs = book.records
     if not recs: return front(book)
-    n, diverged, gone = len(recs), sum(r.status == 'diverged' for r in recs), sum(not r.notebook and 'run.ipynb' in r.files for r in recs)
+    n, diverged, gone = len(recs), sum(r.status == 'diverged' for r in recs), sum(r.notebook_elsewhere for r in recs)
     hand = sum(not r.notebook for r in recs) - gone
     words = [f'{n - hand - gone} link to the executed notebook that made them'] + [f'{gone} of later seeds left theirs on the machine that ran them']*bool(gone) + [f'{hand} were run by hand']*bool(hand)
     return _html(f'<p class="answer">{n} records of {len(book.by_run)} runs stand under the profile <b>{html.escape(book.profile)}</b>, {f"{diverged} of them diverged" if diverged else "none of them diverged"}. '
@@ -1460,7 +1460,7 @@ def _about(study:str, run:str, seeds:dict)->str:
     except BadInput: params = yaml.safe_dump(r.params, sort_keys=False)
     resolved = r.params | dict(phases=[{k: v for k, v in q.items() if v is not None} for q in r.params.get('phases', [])])
     rows = ''.join(f'<tr><th scope="row">{s}</th><td>{rec.status}</td><td>{percent(rec.metric("test"))}</td><td>{percent(rec.metric("valid"))}</td>'
-        f'<td>{link("executed notebook", f"s{s}.html") if rec.notebook else "not kept" if "run.ipynb" in rec.files else "run by hand"}</td><td>{link("record", f"s{s}.json")}</td>'
+        f'<td>{link("executed notebook", f"s{s}.html") if rec.notebook else "not kept" if rec.notebook_elsewhere else "run by hand"}</td><td>{link("record", f"s{s}.json")}</td>'
         f'<td>{link(rec.git.get("commit", "")[:9] or "–", commit_url(rec))}{" + changes" if rec.git.get("dirty") else ""}</td><td>{html.escape(rec.ended[:10])}</td></tr>' for s, (_, rec) in seeds.items())
     return (f'# {study}/{run}\n\n<div class="table-box" tabindex="0" role="region" aria-label="Seeds"><table class="imgcls"><caption><span>Seeds of {study}/{run}</span></caption><thead><tr>'
             + ''.join(f'<th scope="col">{c}</th>' for c in ['seed', 'status', 'test accuracy %', 'valid accuracy %', 'notebook', 'record', 'commit', 'ended'])
