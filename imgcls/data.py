@@ -189,6 +189,7 @@ def _archive_members(path:Path)->Iterator[tuple[str,int,Callable]]:
         with zipfile.ZipFile(path) as z:
             for m in z.infolist():
                 name = _safe_member(m.filename, where)
+                if m.flag_bits & 1: raise BadInput(f"{where}: member '{name}' is encrypted; unpack the archive with its password and give the folder")
                 if not m.is_dir(): yield name, m.file_size, lambda m=m: z.read(m)
     else:
         with tarfile.open(path, 'r|*') as t:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'StridedDepthwise', 'spare_strided', 'Loss', 'hard', 'PairedOptim',
            'orthogonalize', 'Muon', 'opt_func', 'lr_at', 'mom_at', 'Schedule', 'Diverged', 'Measure', 'EMA', 'ClipGrad',
-           'seed_everything', 'learner', 'phases_of', 'find_lr', 'save_checkpoint', 'read_checkpoint',
+           'LeanLearner', 'seed_everything', 'learner', 'phases_of', 'find_lr', 'save_checkpoint', 'read_checkpoint',
            'restore_checkpoint', 'clear_checkpoint', 'weights_of', 'Keeper', 'freeze', 'start_phase', 'fit',
            'probabilities', 'save_weights', 'load_weights']
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch, torch.nn.functional as F
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, _inner_loop
 import fastai.callback.schedule  # gives Learner lr_find, fine_tune and fit_one_cycle
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner, Recorder
@@ -235,6 +235,17 @@ class ClipGrad(Callback):
     def __init__(self, limit:float): self.limit = limit
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
 
+# %% ../nbs/08_training.ipynb #c024b
+class LeanLearner(Learner):
+    "A fastai `Learner` that calls, within a batch, only the callbacks that define the event; the same calls in the same order otherwise."
+    asked = {}
+    def add_cb(self, cb): self.asked = {}; return super().add_cb(cb)
+    def remove_cb(self, cb): self.asked = {}; return super().remove_cb(cb)
+    def __call__(self, event_name):
+        if event_name not in _inner_loop: self.asked = {}; return super().__call__(event_name)
+        if event_name not in self.asked: self.asked[event_name] = [cb for cb in self.cbs.sorted('order') if hasattr(type(cb), event_name) or event_name in vars(cb)]
+        for cb in self.asked[event_name]: cb(event_name)
+
 # %% ../nbs/08_training.ipynb #c025
 def seed_everything(seed:int):
     "Seed torch's generators; data draw from generators of their own."
@@ -275,8 +286,8 @@ def learner(p:Params, # resolved
     cbs = [FrozenEval(p.frozen_norms == 'keep')] + ([] if dtype == torch.float32 else [Autocast(device.type, dtype)])
     weight = getattr(dls, 'class_weights', None)
     loss = Loss(label_smoothing=p.label_smoothing, weight=None if weight is None else weight.to(device))
-    learn = Learner(dls, model, loss, opt_func=opt_func(p, device), metrics=accuracy, cbs=cbs, wd=p.weight_decay, splitter=groups, train_bn=False,
-                    lr=p.lr if isinstance(p.lr, float) else 1e-3, moms=(p.momentum, max(0., p.momentum - .1), p.momentum))
+    learn = (LeanLearner if p.lean else Learner)(dls, model, loss, opt_func=opt_func(p, device), metrics=accuracy, cbs=cbs, wd=p.weight_decay,
+                    splitter=groups, train_bn=False, lr=p.lr if isinstance(p.lr, float) else 1e-3, moms=(p.momentum, max(0., p.momentum - .1), p.momentum))
     learn.params, learn.weights, learn.tmp = p, weights, tempfile.TemporaryDirectory(prefix='imgcls-')
     learn.path = Path(learn.tmp.name)  # `lr_find` keeps the weights there meanwhile
     return learn

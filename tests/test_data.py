@@ -302,6 +302,12 @@ def test_archives_that_lead_outside(tmp_path, name):
     for f in ('x.tgz', 'x.zip'):
         with pytest.raises(BadInput, match='would lie outside the archive'): load_data(str(tmp_path/f))
 
+def test_encrypted_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path/'x.zip', 'w') as z: z.writestr('train/a/1.png', b'secret')
+    b = bytearray((tmp_path/'x.zip').read_bytes()); b[6] |= 1; b[b.index(b'PK\1\2') + 8] |= 1 # the flag of encryption, in both headers
+    (tmp_path/'x.zip').write_bytes(b)
+    with pytest.raises(BadInput, match="member 'train/a/1.png' is encrypted; unpack"): load_data(str(tmp_path/'x.zip'))
+
 @pytest.mark.parametrize('target, message', [('/etc/passwd', 'outside'), ('../../x', 'outside'), ('b.png', 'is a link')])
 def test_archives_with_links(tmp_path, target, message):
     with tarfile.open(tmp_path/'x.tar', 'w') as t:
