@@ -278,7 +278,7 @@ def history(folder:Path):
     return pd.read_csv(Path(folder)/'history.csv')
 
 def predictions(folder:Path, split:str|None=None):
-    "A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1`…, `q1`…)."
+    "A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1` to `top5`, `q1`: the true class's probability, the guesses, the first one's probability)."
     import pandas as pd
     f = Path(folder)/'predictions.parquet'
     if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')

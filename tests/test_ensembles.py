@@ -64,7 +64,7 @@ def test_only_the_ensembles_run_and_their_records_are_what_the_maths_says(projec
     classes = [str(i) for i in range(10)]
     for run, want in (('voted', vote(frames, classes, 'm/c')), ('mean', average({k: frames[k] for k in ('m/a', 'm/b')}, classes, 'valid', True))):
         folder = tmp/f'results/quick/e/{run}/s0'; r, got = read_record(folder), pd.read_parquet(folder/'predictions.parquet')
-        pd.testing.assert_frame_equal(got, want)
+        pd.testing.assert_frame_equal(got, want.drop(columns=['q2', 'q3', 'q4', 'q5'])) # what a record keeps
         assert r.metrics == {s: metrics(want, classes, s) for s in ('valid', 'test')} and r.notebook == 'run.ipynb'
         assert r.notes['train_seconds'] == pytest.approx(sum(read_record(tmp/f'results/quick/{m}/s0').timing.train_seconds for m in r.params['members']))
         assert 'lr' not in r.params and 'epochs_factor' not in r.params and r.model.parameters == sum(read_record(tmp/f'results/quick/{m}/s0').model.parameters for m in r.params['members'])
