@@ -98,6 +98,21 @@ def test_cost_chooses_on_valid(project, tmp_path):
     _edit(a, metrics=dict(valid=m['valid'] | dict(accuracy=.99)))
     assert 'adam_tanh' in plain(cost_answer(Book('quick', tmp_path)))
 
+def test_the_soonest_at_an_accuracy(project, tmp_path):
+    "Training seconds are summed up to the epoch; a run counts where all its seeds get there; levels that one epoch leaps over are one row."
+    from imgcls.report import effects, reached, time_to
+    for seed, (acc, a, b) in enumerate([([.35, .62, .71], 2., .625), ([.38, .64, .72], 4., .625)]):
+        f = fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=seed); h = pd.read_csv(f/'history.csv')
+        h.assign(valid_accuracy=acc, seconds=a).to_csv(f/'history.csv', index=False)
+    slow = fake_record(tmp_path, 'optimizers', 'sgd_tanh'); h = pd.read_csv(slow/'history.csv')
+    h.assign(valid_accuracy=[.1, .5, .95], seconds=40.).to_csv(slow/'history.csv', index=False); _edit(slow, timing=dict(train_seconds=4.5))
+    book = Book('quick', tmp_path)
+    assert reached(pd.read_csv(slow/'history.csv'), .5) == (80., 2) and reached(pd.read_csv(slow/'history.csv'), .96) is None
+    rows = [re.sub(r'<[^>]+>', ' ', r).split() for r in time_to(book).data.split('</tr>')]
+    assert [r for r in rows if 'optimizers/adam_tanh' in r] == [[level, 'optimizers/adam_tanh', *t.split(), n, '2', '2', 'of', '2'] for level, t, n in (('30.0', '3 (2 to 4)', '1'), ('60.0', '6 (4 to 8)', '2'), ('70.0', '9 (6 to 12)', '3'))], rows
+    assert [r[:3] for r in rows if 'optimizers/sgd_tanh' in r] == [['95.0', 'optimizers/sgd_tanh', '120']], rows
+    assert '× 0.67' in plain(effects(book, 'optimizers', [('sgd_tanh', 'adam_tanh')]))
+
 def test_nothing_changed_is_quick(project, site):
     before = (site/'index.html').stat().st_mtime_ns
     assert build_book('quick') == site/'index.html' and (site/'index.html').stat().st_mtime_ns == before
