@@ -120,28 +120,45 @@ def cmd_compare(a)->int:
         for m in dict.fromkeys(k for r in records for k, v in (r.metrics.get(split) or {}).items() if isinstance(v, (int, float))):
             rows.append({'what': f'{split} {m}', **{str(i): round(v, 4) if (v := r.metric(split, m)) is not None else None for i, r in enumerate(records)}})
     rows.append({'what': 'took', **{str(i): duration(t*60) if (t := _took(r)) is not None else None for i, r in enumerate(records)}})
-    tables = _paired(a, records) if len(records) == 2 else {}
+    tables, why = _paired(a, records) if len(records) == 2 else ({}, '')
     if a.json:
         named = [{('what' if k == 'what' else records[int(k)].name): v for k, v in r.items()} for r in rows]
-        print(json.dumps(dict(runs=named, **{k: json.loads(t.reset_index().to_json(orient='records')) for k, t in tables.items()}), indent=1)); return 0
+        print(json.dumps(dict(runs=named, **{k: json.loads(t.reset_index().to_json(orient='records')) for k, t in tables.items()}, **({'not_compared': why} if why else {})), indent=1)); return 0
     print(table(rows, {'what': '', **{str(i): r.name for i, r in enumerate(records)}}))
     for name, t in tables.items(): print(f'\n{HEADS[name]}\n{t.to_string(float_format="{:.4g}".format)}')
+    if why: print(f'\nnot compared: {why}')
     return 0
 
 HEADS = dict(seeds='Over paired seeds (second minus first; an interval needs two seeds or more):',
              images='Two trained models on the same images (bootstrap interval; p is McNemar\'s, about these two models and not about the methods):')
 
-def _paired(a, first)->dict:
-    "By statistic over the seeds both runs have, and model by model; empty where there are no predictions."
+def _paired(a, first)->tuple[dict, str]:
+    "Tables by statistic over the seeds that both runs have a record of, and model by model where both have predictions; and why there are none, if so."
+    import pandas as pd
     from imgcls import records
-    from imgcls.evaluation import compare_runs
-    frames, split = {}, 'test' if all(r.metric('test') is not None for r in first) else 'valid'
+    from imgcls.evaluation import compare_frames, gain, same_classes
+    names, split, ms, frames = [r.name for r in first], 'test' if all(r.metric('test') is not None for r in first) else 'valid', [], []
+    if names[0] == names[1]: return {}, ''
+    if not all(r.data for r in first): return {}, f'{next(r.name for r in first if not r.data)} was not tried on images'
+    try: classes = same_classes({r.name: r.data.classes for r in first})
+    except BadInput as e: return {}, str(e)
+    if len(n := {(r.data.name, r.data.images.get(split)) for r in first}) > 1: return {}, 'they are judged on other images: ' + ' and '.join(f'{k:,} {split} images of {d}' for d, k in sorted(n, key=str))
     for r in first:
         base = records.run_dir(r.profile, r.study, r.run, 0).parent
-        frames[r.name] = {int(d.name[1:]): records.predictions(d) for d in sorted(base.glob('s*')) if d.name[1:].isdigit() and (d/'predictions.parquet').exists() and a.seed in (None, int(d.name[1:]))}
-    if not all(frames.values()) or len(frames) < 2: return {}
-    seeds, images = compare_runs(*frames.values(), {r.name: r.data.classes for r in first}, split, tuple(frames))
-    return dict(seeds=seeds, images=images.drop(columns='about', errors='ignore'))
+        have = {int(d.name[1:]): d for d in sorted(base.glob('s*')) if d.name[1:].isdigit() and a.seed in (None, int(d.name[1:]))}
+        ms.append({s: m for s, d in have.items() if (m := records.read_record(d).metrics.get(split))})
+        frames.append({s: records.predictions(d) for s, d in have.items() if (d/'predictions.parquet').exists()})
+    if not set(ms[0]) & set(ms[1]): return {}, 'they have no seed in common'
+    rows, out = {}, {}
+    for k in ('accuracy', 'macro_f1', 'loss'):
+        v = [{s: m[k] for s, m in x.items() if m.get(k) is not None} for x in ms]
+        if not set(v[0]) & set(v[1]): continue
+        g = gain(*v, higher=k != 'loss', names=tuple(names))
+        rows[k] = {n: sum(x[s] for s in g.seeds)/g.n for n, x in zip(names, v)} | dict(difference=g.difference, low=g.low, high=g.high, p=g.p, pairs=g.n, verdict=g.verdict)
+    out['seeds'] = pd.DataFrame.from_dict(rows, orient='index').rename_axis('statistic')
+    images = {s: compare_frames(frames[0][s], frames[1][s], classes, split, tuple(f'{n} seed {s}' for n in names)) for s in frames[0] if s in frames[1]}
+    if images: out['images'] = pd.DataFrame.from_dict(images, orient='index').rename_axis('seed').drop(columns='about', errors='ignore')
+    return out, ''
 
 # %% ../nbs/14_cli.ipynb #p002
 def cmd_predict(a)->int:

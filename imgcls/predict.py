@@ -24,7 +24,7 @@ from .evaluation import predictions, same_classes, vote
 from .experiment import PROFILE_ORDER
 from .loaders import Store, apply, one_thread, pick_device
 from .models import build_model
-from .params import BadInput, check_place, load_study, make_params, nearest, run_file, study_names
+from .params import BadInput, check_place, load_study, make_params, nearest, profile_file, run_file, study_names
 from .pretrained import is_backbone, set_head
 from .records import Record, find_records, write_atomic
 from .training import load_weights, pick_dtype, spare_strided
@@ -75,6 +75,8 @@ def find_run(name:str, # study/run, a study, or a params file
     "Folder and record of a run, or of a study's best run on valid; `BadInput` says how to make what is missing."
     if name.endswith(('.yaml', '.yml')): f = run_file(name); name = f'{f.parent.name}/{f.stem}'
     study, _, run = name.strip('/').partition('/')
+    if not re.fullmatch(r'[^*?[]+', study): load_study(study) # knows the nearest; a pattern is no name
+    if profile and not re.fullmatch(r'[^*?[/\\]+', profile): profile_file(profile)
     found = [(f, r) for f, r in find_records(profile, study, root) if run in ('', r.run) and seed in (None, r.seed)]
     if not found:
         if run: run_file(f'{study}/{run}') # knows the nearest name
@@ -246,12 +248,15 @@ def _thumbnail(e:Entry)->tuple[str, bool]:
         im.save(b, *(['PNG'] if small else ['JPEG']), **({} if small else dict(quality=88)))
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(b.getvalue()).decode()}", small
 
+def _check_gallery(classes, known):
+    for c in classes or ():
+        if c not in known: raise BadInput(f"--gallery-classes: no class '{c}'{nearest(c, known)}")
+
 def gallery(labels:Labels, n:int=7, # images a class
             classes:Sequence[str]|None=None, # some of the classes; none: all
            )->str: # HTML
     "A page of the first `n` images predicted as each class."
-    for c in classes or (): 
-        if c not in labels.classes: raise BadInput(f"--gallery-classes: no class '{c}'{nearest(c, labels.classes)}")
+    _check_gallery(classes, labels.classes)
     esc, parts = html.escape, []
     for c in classes or labels.classes:
         at = np.flatnonzero(labels.index == labels.classes.index(c))
@@ -290,11 +295,13 @@ def predict(args:Sequence[str], # runs or studies, then images
     "Label images and write the submission; the CSV's text. `BadInput` before any work where the request cannot be met; a file that cannot be read is marked, not fatal."
     for path, option in ((output, '-o'), (gallery_file, '--gallery')):
         if path: check_place(path, option)
+    if output and gallery_file and Path(output).resolve() == Path(gallery_file).resolve(): raise BadInput(f'-o {output}: --gallery writes to that file too; give them different names')
     names, where = split_arguments(args)
     with tempfile.TemporaryDirectory(prefix='imgcls-') as scratch:
         entries, left = find_images(where, Path(scratch))
         team = load_team(names, tie_break, average, profile, seed)
         Labels([], np.zeros(0, np.int64), None if team.rule == 'vote' else np.zeros((0, len(team.classes))), team.classes, {}, [], 1).table(columns, probabilities, mark) # refused before the work
+        if gallery_file: _check_gallery(gallery_classes, team.classes)
         log(f"{len(entries):,} images, by {', '.join(f'{m.name} (seed {m.record.seed}, {m.record.profile})' for m in team.models)}{'' if team.rule == 'one' else f': {team.rule}'}")
         labels = label_images(team, entries)
         page = gallery(labels, gallery_images, gallery_classes) if gallery_file else None

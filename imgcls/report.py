@@ -115,6 +115,10 @@ class Runs:
     @property
     def first(self)->tuple[Path, Record]: return next(iter(self.seeds.values()))
     @property
+    def kept(self)->tuple[Path, Record]|None:
+        "The first seed whose predictions are here."
+        return next(((f, r) for f, r in self.seeds.values() if (f/'predictions.parquet').exists()), None)
+    @property
     def data(self)->str: return next((r.data.name for r in self.records if r.data), '')
     @property
     def judged(self)->tuple: # data set, valid images, test images
@@ -249,24 +253,24 @@ class Book:
 
     def histories(self, study:str)->dict: return {r.run: [history(f) for f, _ in r.seeds.values() if (f/'history.csv').exists() and not (f/'trials.csv').exists()] for r in self.runs(study) if r}
     def confusion(self, r:Runs, split:str='test'):
-        "Confusion matrix of a run's first seed."
+        "Confusion matrix of a run's first seed with predictions."
         from imgcls.evaluation import confusion
-        folder, rec = r.first
+        folder, rec = r.kept
         return confusion(predictions(folder), rec.data.classes, split)
     def report(self, r:Runs, split:str='test'):
-        "Classification report of a run's first seed."
+        "Classification report of a run's first seed with predictions."
         from imgcls.evaluation import classification_report
-        folder, rec = r.first
+        folder, rec = r.kept
         return classification_report(predictions(folder), rec.data.classes, split)
 
-    def sources(self)->str:
-        "What the numbers were computed with, in a sentence."
-        recs = self.records
-        if not recs: return f'No run of the profile {self.profile} has a record yet.'
+    def sources(self, study:str|None=None)->str:
+        "What the numbers, or those of a study, were computed with, in a sentence."
+        recs, of = [r for r in self.records if study in (None, r.study)], f'of the study {study} under' if study else 'of'
+        if not recs: return f'No record {of} the profile {self.profile} yet.'
         say = lambda k: ', '.join(sorted({r.env.get(k, '?') for r in recs}))
         first, last = min(r.ended for r in recs)[:10], max(r.ended for r in recs)[:10]
         stale = sum(r.code != code_hash(r.params.get('template', 'train')) for r in recs)
-        return (f"{len(recs)} records of the profile {self.profile}, made {f'on {first}' if first == last else f'between {first} and {last}'} with Python {say('python')}, "
+        return (f"{len(recs)} record{'s'*(len(recs) > 1)} {of} the profile {self.profile}, made {f'on {first}' if first == last else f'between {first} and {last}'} with Python {say('python')}, "
                 f"torch {say('torch')} and fastai {say('fastai')} on {say('device')}" + (f'; {stale} of them by older code' if stale else '') + '.')
 
 def toc()->list[dict]:
@@ -317,20 +321,24 @@ def supported(d # from `comparisons`
     if not len(yes):
         n, few = int(d['pairs'].max()), {1: 'One', 2: 'Two', 3: 'Three', 4: 'Four'}
         if n < MIN_SEEDS: return f"{few[n]} seed{'s' if n > 1 else ''} a run cannot tell whether runs differ, so no difference is claimed ({MIN_SEEDS} are needed)."
-        return f'None of the {len(d)} differences between runs holds over the seeds.'
+        tested = int((d['pairs'] >= MIN_SEEDS).sum())
+        return 'The one difference tested between runs does not hold over the seeds.' if tested == 1 else f'None of the {tested} differences tested between runs holds over the seeds.'
     yes = yes.reindex(yes['difference'].abs().sort_values(ascending=False, kind='stable').index)
     said = [f"{html.escape(r.b)} is {100*abs(r.difference):.1f} points {'above' if r.difference > 0 else 'below'} {html.escape(r.a)}" for r in yes.iloc[:3].itertuples()]
     few = int((d['pairs'] < MIN_SEEDS).sum())
     more, rest = len(yes) - 3, len(d) - len(yes) - few
     return (f"Over {int(yes['pairs'].min())} or more paired seeds, {', '.join(said)}" + (f' and {more} more differences hold' if more > 0 else '')
-            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few} ha{"ve" if few > 1 else "s"} too few seeds to tell' if few else '') + '.')
+            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few} other comparison{"s have" if few > 1 else " has"} too few seeds to tell' if few else '') + '.')
 
 def claim(book:Book, study:str)->str:
-    "A sentence, as HTML: the best run on valid and what it reaches on test."
-    best, n = book.best(study), len(book.done(study))
-    seeds = len(best.seeds)
-    return (f'Of {n} run{"s" if n > 1 else ""}, <b>{best.link()}</b> did best on the validation images; on test images that no choice has seen it reaches '
-            f'<b>{best.cell()}</b> % (95 % interval over {"the test images" if seeds == 1 else f"{seeds} seeds"}).')
+    "A sentence for each set of images that runs are judged on, as HTML: the best run on valid and what it reaches on test."
+    groups, said = _judged(book.done(study)), []
+    for (data, valid, _), best, n in zip(groups, book.bests(study), map(len, groups.values())):
+        seeds, on = len(best.values()), f' on {html.escape(data)} with {number(valid)} validation images' if len(groups) > 1 else ''
+        over = f' (95 % interval over {"the test images" if seeds == 1 else f"{seeds} seeds"})' if best.interval() else ''
+        said.append((f'Of {n} runs{on}, <b>{best.link()}</b> did best on the validation images; on test images that no choice has seen it reaches ' if n > 1 else
+                     f'The one run{on}, <b>{best.link()}</b>, reaches on test images that no choice has seen ') + f'<b>{best.cell()}</b> %{over}.')
+    return ' '.join(said)
 
 def answer(book:Book, study:str, pairs:list[tuple[str, str]]|None=None):
     "The study's answer in two sentences: its best run, and which differences the seeds support. `pairs`: see `comparisons`."
@@ -392,17 +400,19 @@ def how_far(book:Book, study:str):
     return _html(''.join(f'<p>{n}</p>' for n in notes))
 
 def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):
-    "Validation accuracy epoch by epoch: of all runs of a study, of the best ten where there are more."
+    "Validation accuracy epoch by epoch, a figure for each set of images that runs are judged on: all runs, or the best ten where there are more. Nothing where nothing was trained."
     from imgcls.plots import plot_curves
-    h = {k: v for k, v in book.histories(study).items() if v}
-    if not h: return _html('') if any(book.runs(study)) else missing(book, study) # an ensemble is not trained
-    top = sorted(h, key=lambda k: -(book.run(study, k).mean('max_valid_accuracy') or 0))[:most]
-    out = _shown(plot_curves({k: v for k, v in h.items() if k in top}, metric))
-    return _html(out.data + f'<p class="note">The best {most} of {len(h)} runs.</p>') if len(h) > most else out
+    h, out = {k: v for k, v in book.histories(study).items() if any(map(len, v))}, []
+    groups = _judged(r for r in book.runs(study) if r.run in h)
+    for (data, valid, _), rs in groups.items():
+        top = {r.run for r in sorted(rs, key=lambda r: -(r.mean('max_valid_accuracy') or 0))[:most]}
+        said = [f'{data}, {number(valid)} validation images']*(len(groups) > 1) + [f'the best {most} of {len(rs)} runs']*(len(rs) > most)
+        out.append(_shown(plot_curves({k: v for k, v in h.items() if k in top}, metric)).data + (f'<p class="note">{html.escape("; ".join(said).capitalize() if len(said) == 1 and len(groups) == 1 else "; ".join(said))}.</p>' if said else ''))
+    return _html(''.join(out))
 
 def of_run(r:Runs)->str:
     "HTML: which model a figure shows, linked to its notebook."
-    seed, (_, rec) = next(iter(r.seeds.items()))
+    rec = (r.kept or r.first)[1]; seed = rec.seed
     return link(f'{r.name}, seed {seed}', seed_page(r.study, r.run, seed) if rec.notebook else run_page(r.study, r.run))
 
 def csv_link(df, name:str)->str:
@@ -414,21 +424,22 @@ def best_confusion(book:Book, study:str):
     "Confusion heatmap of the study's best run on test, linked to its notebook."
     from imgcls.plots import plot_confusion
     b = book.best(study)
-    if b is None: return missing(book, study)
+    if b is None: return _html('') # the answer above says what to do
+    if b.kept is None: return _html(f'<p class="note">The predictions of {b.link()} stay on the machine that trained it.</p>')
     cm = book.confusion(b)
     return _html(_shown(plot_confusion(cm)).data + f'<p class="note">Test images of {of_run(b)}. The whole matrix as CSV: {csv_link(cm, b.name)}.</p>')
 
 def best_report(book:Book, study:str):
     "Classification report of the study's best run on test."
     b = book.best(study)
-    if b is None: return missing(book, study)
+    if b is None or b.kept is None: return _html('')
     rows = [{'class': html.escape(str(i)), 'precision %': percent(r.precision), 'recall %': percent(r.recall), 'F1 %': percent(r.f1), 'images': number(int(r.support))} for i, r in zip(book.report(b).index, book.report(b).itertuples())]
-    return rows_table(rows, f'Classification report of {b.name} on test', len(rows) > 15)
+    return rows_table(rows, f'Classification report of {b.name}, seed {b.kept[1].seed}, on test', len(rows) > 15)
 
 def provenance(book:Book, study:str|None=None):
     "Where the numbers of a page come from."
     run = f'imgcls run{f" {study}" if study else ""} --profile {book.profile}'
-    return _html(f'<p class="provenance">{html.escape(book.sources())} Made by <code>{html.escape(run)}</code>; {link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
+    return _html(f'<p class="provenance">{html.escape(book.sources(study))} Made by <code>{html.escape(run)}</code>; {link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
 
 # %% ../nbs/13_report.ipynb #c017
 # column → (value of a record, in words, unit)
@@ -498,8 +509,8 @@ def beside(book:Book, study:str, file:str)->list[Beside]:
 
 def _beside_report(book, study, t):
     "A published classification report beside that of our best run; class by class where the classes are the same."
-    b, out = book.best(study), []
-    r = book.report(b) if b else None
+    b, out = book.best(study), [] # every row is of one seed's report: a mean of seeds would not add up with its classes
+    r = book.report(b) if b and b.kept else None
     rows = t.to_dict('records')
     classes = [x for x in rows if x['class'] not in ('accuracy', 'macro avg', 'weighted avg')]
     same = b is not None and not stand_in(book, study) and len(classes) == len(b.first[1].data.classes)
@@ -507,10 +518,9 @@ def _beside_report(book, study, t):
         for m in ('precision', 'recall', 'f1'):
             if x[m] != x[m]: continue
             where = i if x in classes and same else x['class'] if x not in classes else None
-            key = 'test.accuracy' if where == 'accuracy' else f'test.macro_{m}' if where == 'macro avg' else ''
-            if r is None or where is None or key: ours = None
+            if r is None or where is None: ours = None
             else: ours = float(r[m].iloc[where] if isinstance(where, int) else r.loc[where, m])
-            out.append(Beside('accuracy' if x['class'] == 'accuracy' else f"{m.replace('f1', 'F1')}, {x['class']}", '%', percent(x[m]), x[m], b, key, ours, name='best run', note='other classes' if b else ''))
+            out.append(Beside('accuracy' if x['class'] == 'accuracy' else f"{m.replace('f1', 'F1')}, {x['class']}", '%', percent(x[m]), x[m], b, '', ours, name='best run', note='other classes' if b else ''))
     return out
 
 def beside_tables(book:Book, study:str, file:str=''):
@@ -529,9 +539,9 @@ def beside_tables(book:Book, study:str, file:str=''):
             row = rows.setdefault((item, b.runs.run), new)
             if items: row['class'] = html.escape(item or 'all')
             row[f'{heads[i]}: published'] = html.escape(b.said); row['ours' + ' '*i] = b.cell()
-        rest = len({b.runs.run if b.runs else b.name for b in bs} - {b.runs.run for b in bs if b.ours is not None})
+        rest = len({b.name if b.runs is None else b.runs.run for b in bs} - {b.runs.run for b in have})
         if rows: out.append(rows_table(list(rows.values()), f'{p.source or p.file}: published and ours', len(rows) > 8).data)
-        if rest: out.append(f'<p class="note">{rest} more published setting{"s have" if rest > 1 else " has"} no run under this profile; {link("all published numbers", "published.html")}.</p>')
+        if rest: out.append(f'<p class="note">{html.escape(p.source or p.file)}: {rest} {"more " if rows else ""}published setting{"s have" if rest > 1 else " has"} no run under this profile; {link("all published numbers", "published.html")}.</p>')
     return _html(''.join(out))
 
 def beside_figure(book:Book, study:str, key:str='max_valid_accuracy'):
@@ -546,11 +556,11 @@ def beside_figure(book:Book, study:str, key:str='max_valid_accuracy'):
 
 def beside_answer(book:Book):
     "How many published numbers there are, and for how many of them this profile has one beside."
-    bs = [b for s in book.studies for p in book.study(s).published if p.file for b in beside(book, s, p.file)]
+    bs = [b for s in book.studies for p in book.study(s).published if p.file for b in beside(book, s, p.file) if b.runs is not None]
     have = [b for b in bs if b.ours is not None]
-    other = [s for s in book.studies if stand_in(book, s)]
+    done = [s for s in book.studies if book.done(s)]
     text = f'The reports printed {len(bs)} numbers and claims that name a setting of ours; {len(have)} of them stand beside a number of the profile <b>{html.escape(book.profile)}</b>. '
-    if len(other) == len([s for s in book.studies if book.done(s)]) and other: text += 'None of them can be compared in level here: this profile trains on other, smaller images to show that everything runs.'
+    if done and all(stand_in(book, s) for s in done): text += 'None of them can be compared in level here: this profile trains on other, smaller images to show that everything runs.'
     else: text += 'How far each pair compares is said above its table; a published maximum over epochs always stands beside our best validation accuracy, never beside our test accuracy.'
     return _html(f'<p class="answer">{text}</p>')
 
@@ -597,7 +607,7 @@ def ladder_figure(book:Book, study:str='ablation'):
         i = r.interval(LADDER) or (math.nan, math.nan)
         rows[k] = dict(mean=r.mean(LADDER), low=i[0], high=i[1], verdict=d['verdict'].get(k, ''))
         labels[k] = f"{int(t.loc[k, 'step'])} · {t.loc[k, 'change']}" if k in t.index else f'{k} · {book.study(study).runs[k].note or k}'
-    if not rows: return missing(book, study)
+    if not rows: return _html('')
     pub = {} if stand_in(book, study) else t['valid_acc_after'].to_dict()
     return _shown(plot_ladder(pd.DataFrame.from_dict(rows, orient='index'), pub, labels))
 
@@ -607,9 +617,12 @@ def ladder_table(book:Book, study:str='ablation'):
     floor, rows = noise_floor(study), []
     for k in t.index:
         x, r = t.loc[k], runs.get(k)
-        their = x['valid_acc_after'] - x['valid_acc_before'] if x['valid_acc_before'] == x['valid_acc_before'] else None
+        before = None if x['parent'] != x['parent'] else t.loc[t['step'] == x['parent'], 'valid_acc_after'].iloc[0] # ours is a change from this step too
+        if x['parent'] == x['before_step']: before = x['valid_acc_before']
+        their = None if before is None else x['valid_acc_after'] - before
+        apart = f' <span class="ci">(the source: {x["valid_acc_after"] - x["valid_acc_before"]:+.0f} from step {int(x["before_step"])})</span>' if before is not None and x['parent'] != x['before_step'] else ''
         rows.append({'step': r.link(str(int(x['step']))) if r else str(int(x['step'])), 'change': f'<span class="wide">{html.escape(x["change"])}</span>', 'from': '–' if x['parent'] != x['parent'] else str(int(x['parent'])),
-                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + (' <span class="ci">within noise</span>' if abs(their) <= floor else ''),
+                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + (' <span class="ci">within noise</span>' if abs(their) <= floor else '') + apart,
                      'our best valid %': r.cell(LADDER, False) if r else '<span class="missing">not run</span>', 'our change': f"{100*d.loc[k, 'difference']:+.1f}" if k in d.index else '–',
                      'our test %': r.cell(interval=False) if r else '–', 'verdict': html.escape(d.loc[k, 'verdict']) if k in d.index else '–'})
     same = runs.get('step01') and runs.get('step00')
@@ -759,6 +772,10 @@ class Team:
     members: dict # study/run → Runs with the one seed that took part
     ensembles: dict # run → Runs with one seed
     table: object # DataFrame from `evaluation.ensemble_table`
+    tests: dict = field(default_factory=dict) # run → (McNemar's test against the best member, its p by Holm over all ensembles)
+    def verdict(self, run:str)->str:
+        "What McNemar's test says of an ensemble and the best member, in words."
+        return 'no difference shown' if self.tests[run][1] >= .05 else 'more images right' if self.table.loc[run, 'difference'] > 0 else 'fewer images right'
     @property
     def top(self)->Runs:
         "The ensemble that is best on valid."
@@ -773,7 +790,7 @@ class Team:
 
 @functools.lru_cache(4)
 def _teams(book, study):
-    from imgcls.evaluation import ensemble_table
+    from imgcls.evaluation import ensemble_table, holm, mcnemar
     groups = {}
     for r in book.done(study):
         seed = min(r.seeds); rec = r.seeds[seed][1]
@@ -784,6 +801,9 @@ def _teams(book, study):
         who = {k: Runs(*k.split('/'), {s: book.run(*k.split('/')).seeds[s]}) for k, s in members}
         t = ensemble_table({k: predictions(r.first[0]) for k, r in who.items()}, {k: predictions(r.first[0]) for k, r in ens.items()}, next(iter(ens.values())).first[1].data.classes)
         out.append(Team(who, ens, t))
+    tests = {k: mcnemar(t.frame(t.best), t.frame(r), 'test', (t.best.name, k)) for t in out for k, r in t.ensembles.items()}
+    p = holm({k: m.p for k, m in tests.items()})
+    for t in out: t.tests = {k: (tests[k], p[k]) for k in t.ensembles}
     return out
 
 def teams(book:Book, study:str='ensembles')->list[Team]:
@@ -793,23 +813,22 @@ def teams(book:Book, study:str='ensembles')->list[Team]:
 def _points(r)->str: return f'{100*r["difference"]:+.1f} points ({100*r["low"]:+.1f} to {100*r["high"]:+.1f})'
 
 def retests(book:Book, study:str='ensembles')->list[dict]:
-    "What the reports found about their ensembles, and ours of the same rule: file, rule, best and ensemble (shares, published), run, and our row of the table or None."
-    out, here = [], {k: (t, t.table.loc[k]) for t in teams(book, study) for k in t.ensembles}
+    "What the reports found about their ensembles, and ours of the same rule: file, rule, best and ensemble (shares, published), run, and our row of the table and verdict, or None."
+    out, here = [], {k: (t.table.loc[k], t.verdict(k)) for t in teams(book, study) for k in t.ensembles}
     for p in book.study(study).published:
         rows = published(study, p.file)
         own = rows[rows['run'].notna()].iloc[-1]
         share = lambda x: x/100 if x > 1 else x
         rule = load_params(f'{study}/{own["run"]}').rule
         run = next((k for k in [own['run'], *here] if k in here and load_params(f'{study}/{k}').rule == rule), None)
-        out.append(dict(source=p.source, rule=rule, best=share(rows.loc[rows['run'].isna(), 'accuracy'].max()), ensemble=share(own['accuracy']), run=run, row=here[run][1] if run else None, own=own['run']))
+        out.append(dict(source=p.source, rule=rule, best=share(rows.loc[rows['run'].isna(), 'accuracy'].max()), ensemble=share(own['accuracy']), run=run, row=here[run][0] if run else None, verdict=here[run][1] if run else None, own=own['run']))
     return out
 
 def _again(x)->str:
     "Whether our images show what was published, in words."
-    r, below = x['row'], x['ensemble'] < x['best']
-    if r is None: return 'not run'
-    if r['low'] > 0 or r['high'] < 0: return 'the same here' if (r['difference'] < 0) == below else 'the opposite here'
-    return 'no difference shown here'
+    if x['row'] is None: return 'not run'
+    if x['verdict'].startswith('no'): return 'no difference shown here'
+    return 'the same here' if x['verdict'].startswith('fewer') == (x['ensemble'] < x['best']) else 'the opposite here'
 
 def ensemble_answer(book:Book, study:str='ensembles'):
     "The best ensemble beside its best member, and whether the average is worse than its best member here too."
@@ -818,7 +837,7 @@ def ensemble_answer(book:Book, study:str='ensembles'):
     t = max(ts, key=lambda t: t.table.loc[t.top.run, 'valid_accuracy'])
     r, b = t.table.loc[t.top.run], t.best
     said = [f'<b>{t.top.link()}</b> ({RULES[t.top.first[1].params["rule"]]}), the best ensemble on valid, gets <b>{t.top.cell(interval=False)}</b> % of the test images right and its best member {b.link(b.name)} {b.cell(interval=False)} %: '
-            f'{_points(r)}, {"a difference" if r["low"] > 0 or r["high"] < 0 else "no difference shown"} between these two trained models on these images.']
+            f'{_points(r)}, {"no difference shown" if t.verdict(t.top.run).startswith("no") else "a difference"} between these two trained models on these images.']
     for x in retests(book, study):
         if x['rule'] != 'average' or x['row'] is None: continue
         said.append(f'The average that was published came out {100*abs(x["ensemble"] - x["best"]):.1f} points {"below" if x["ensemble"] < x["best"] else "above"} its best member; ours of {book.run(study, x["run"]).link()} stands at {_points(x["row"])}: {_again(x)}.')
@@ -833,18 +852,16 @@ def ensemble_tables(book:Book, study:str='ensembles'):
             r = t.members.get(k) or t.ensembles[k]
             rule = r.first[1].params.get('rule') if k in t.ensembles else None
             rows.append({'model': r.link(r.name if rule is None else r.run), 'what it is': RULES[rule] if rule else 'member' + (', best on valid' if r.name == t.best.name else ''), 'test accuracy %': r.cell(), 'valid accuracy %': percent(x['valid_accuracy']),
-                         'macro F1 %': percent(x['macro_f1']), 'test loss': number(x['loss']) if rule != 'vote' else '–', 'points against the best member': '–' if rule is None else _points(x).replace(' points', ''), 'verdict': '–' if rule is None else 'no difference shown' if x['low'] <= 0 <= x['high'] else 'more images right' if x['difference'] > 0 else 'fewer images right'})
+                         'macro F1 %': percent(x['macro_f1']), 'test loss': number(x['loss']) if rule != 'vote' else '–', 'points against the best member': '–' if rule is None else _points(x).replace(' points', ''), 'verdict by the test below': '–' if rule is None else t.verdict(k)})
         out.append(rows_table(rows, f'Members and ensembles on {t.top.data}; a vote has no probabilities, hence no loss').data)
     return _html(''.join(out)) # without rows the answer above says how to make them
 
 def ensemble_tests(book:Book, study:str='ensembles'):
     "McNemar's test of each ensemble and its best member, corrected by Holm over all of them."
-    from imgcls.evaluation import holm, mcnemar
-    found = {k: (r, t.best, mcnemar(t.frame(t.best), t.frame(r), 'test', (t.best.name, k))) for t in teams(book, study) for k, r in t.ensembles.items()}
+    found = {k: (r, t.best, *t.tests[k]) for t in teams(book, study) for k, r in t.ensembles.items()}
     if not found: return _html('')
-    p = holm({k: m.p for k, (_, _, m) in found.items()})
-    rows = [{'ensemble': r.link(), 'its best member': b.link(b.name), 'test images': number(m.images), 'only the member is right': number(m.only_a), 'only the ensemble is right': number(m.only_b), 'p': f'{m.p:.2g}', 'p by Holm': f'{p[k]:.2g}',
-             'these two models': 'differ' if p[k] < .05 else 'no difference shown'} for k, (r, b, m) in found.items()]
+    rows = [{'ensemble': r.link(), 'its best member': b.link(b.name), 'test images': number(m.images), 'only the member is right': number(m.only_a), 'only the ensemble is right': number(m.only_b), 'p': f'{m.p:.2g}', 'p by Holm': f'{p:.2g}',
+             'these two models': 'differ' if p < .05 else 'no difference shown'} for r, b, m, p in found.values()]
     about = next(iter(found.values()))[2].about
     return _html(rows_table(rows, f"McNemar's exact test: {about}").data + f'<p class="note">The test compares {html.escape(about)}: another seed of a member can turn it round.</p>')
 
@@ -917,8 +934,8 @@ def data_answer(book:Book):
     "How many images of how many classes, and whether splits share pictures."
     names = book.datasets
     if not names: return front(book)
-    rec = {n: book.best_on(n, True).first[1].data for n in names}
-    said = [f'<b>{html.escape(n)}</b> ({sum(rec[n].images.values()):,} images of {len(rec[n].classes)} classes)' for n in names]
+    rec = {n: max((r.first[1].data for r in book.all_done() if r.data == n), key=lambda d: sum(d.images.values())) for n in names}
+    said = [f'<b>{html.escape(n)}</b> (up to {sum(rec[n].images.values()):,} images of {len(rec[n].classes)} classes)' for n in names]
     found = {n: f for n in names if (f := findings(n))}
     bad, clean, unseen = [n for n in found if '<b>Problem</b>' in found[n]], [n for n in found if '<b>Problem</b>' not in found[n]], [n for n in names if n not in found]
     checked = [f'The check for copies, leaks between splits and conflicting labels finds problems in {", ".join(bad)}, listed below.']*bool(bad)
@@ -949,7 +966,9 @@ def errors_answer(book:Book):
     from imgcls.evaluation import most_confused
     said = []
     for n in book.datasets:
-        b = book.best_on(n, True); m = most_confused(book.confusion(b), 1)
+        b = book.best_on(n, True)
+        if b.kept is None: continue
+        m = most_confused(book.confusion(b), 1)
         if len(m): said.append(f'on {html.escape(n)} {b.link(b.name)} takes <b>{html.escape(str(m["true"][0]))}</b> for <b>{html.escape(str(m["predicted"][0]))}</b> most often ({m["images"][0]} test images, {percent(m["share"][0])} % of the class)')
     if not said: return front(book)
     text = '; '.join(said)
@@ -961,7 +980,9 @@ def errors_section(book:Book, pairs:int=5, worst:int=10):
     from imgcls.plots import show_confused, show_losses
     out = []
     for n in book.datasets:
-        b = book.best_on(n, True); folder, rec = b.first
+        b = book.best_on(n, True)
+        if b.kept is None: out.append(f'<h2>{html.escape(n)}</h2><p class="note">The predictions of {b.link(b.name)} stay on the machine that trained it.</p>'); continue
+        folder, rec = b.kept
         frame = predictions(folder, 'test')
         classes, m, w = rec.data.classes, most_confused(book.confusion(b), pairs), highest_losses(frame, rec.data.classes, worst)
         out.append(f'<h2>{html.escape(n)}</h2><p>Test images of {of_run(b)}.</p>')
@@ -981,22 +1002,22 @@ def errors_section(book:Book, pairs:int=5, worst:int=10):
 def cost_rows(book:Book):
     "A DataFrame with a row a run: what it reaches and what it costs."
     import pandas as pd
-    return pd.DataFrame([dict(run=r.run, study=r.study, data=r.data, test_accuracy=r.mean(), valid_accuracy=r.mean('valid.accuracy'), train_seconds=r.mean('timing.train_seconds'), parameters=r.mean('model.parameters'), macs=r.mean('model.macs'),
+    return pd.DataFrame([dict(run=r.run, study=r.study, data=r.data, judged=r.judged, scratch=bool(r.model) and r.model.weights == 'none', test_accuracy=r.mean(), valid_accuracy=r.mean('valid.accuracy'), train_seconds=r.mean('timing.train_seconds'), parameters=r.mean('model.parameters'), macs=r.mean('model.macs'),
         epoch_seconds=r.mean('epoch_seconds'), images_per_second=r.mean('timing.images_per_second'), memory=r.mean('timing.peak_memory_mb'), size=r.records[0].params.get('size'), arch=r.records[0].params.get('arch'),
         images=r.first[1].data.images.get('train') if r.first[1].data else None) for r in book.all_done()])
 
 def cost_answer(book:Book):
-    "The run that bought most accuracy a second, and the best of all, both chosen on valid."
+    "For each set of images that runs are judged on, the run from scratch that bought most accuracy a second, and the best of all, both chosen on valid."
     from imgcls.evaluation import accuracy_per_second
     d = cost_rows(book)
     if not len(d): return front(book)
     said = []
-    for n, g in d[d['train_seconds'] > 0].groupby('data', sort=False):
-        if not g['valid_accuracy'].notna().any(): continue
-        quick, best = g.loc[(g['valid_accuracy']/g['train_seconds']).idxmax()], g.loc[g['valid_accuracy'].idxmax()]
+    for (n, _, test), g in d[d['train_seconds'] > 0].groupby('judged', sort=False):
+        if len(g) < 2 or not g.loc[g['scratch'], 'valid_accuracy'].notna().any(): continue # one run is not the best of anything
+        quick, best = g.loc[(g['valid_accuracy']/g['train_seconds']).where(g['scratch']).idxmax()], g.loc[g['valid_accuracy'].idxmax()]
         a, b = (book.run(x['study'], x['run']) for x in (quick, best))
-        said.append(f'on {html.escape(n)} {a.link(a.name)} gets most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
-                    + (f', while the best on valid, {b.link(b.name)} with {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s' if a.name != b.name else ''))
+        said.append(f'on {html.escape(n)} ({number(test)} test images) {a.link(a.name)} gets most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
+                    + (f', while the best on valid, {b.link(b.name)} with {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s{"" if best["scratch"] else ", pretraining not counted"}' if a.name != b.name else ''))
     if not said: return front(book)
     text = '; '.join(said)
     return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Times are of training alone, on {html.escape(", ".join(sorted({r.env.get("device", "?") for r in book.records})))}.</p>')
@@ -1007,12 +1028,12 @@ def _front(g, x):
     return g.index[g['test_accuracy'] > g['test_accuracy'].cummax().shift(fill_value=-1)]
 
 def cost_figures(book:Book):
-    "Accuracy against seconds and against parameters, a pair of figures for each set of images."
+    "Accuracy against seconds and against parameters, a pair of figures for each set of images that runs are judged on."
     from imgcls.plots import plot_tradeoff
     d, out = cost_rows(book), []
-    for n, g in d.groupby('data', sort=False) if len(d) else []:
+    for (n, _, test), g in d.groupby('judged', sort=False) if len(d) else []:
         if len(g) < 2: continue # one run trades nothing off
-        out.append(f'<h2>{html.escape(n)}</h2>')
+        out.append(f'<h2>{html.escape(n)}, {number(test)} test images</h2>')
         for x in ('train_seconds', 'parameters'):
             h = g[g[x].notna() & (g[x] > 0)]
             if not len(h): continue
@@ -1108,7 +1129,7 @@ def speedups(book:Book):
         rows += [{'what': f'<span class="wide">{html.escape(what)}</span>', 'against': html.escape(against), 'without': f'{number(float(a))} {unit}', 'with': f'{number(float(b))} {unit}', 'times': f'{x:.1f}', 'measured on': html.escape(on), 'file': html.escape(file)}
                  for what, against, a, b, x, unit in _speedups(name, d)]
     if not rows: return _html(f'<p class="missing">No measurement is committed yet. {how}</p>')
-    return _html(rows_table(rows, 'What each speed-up brings: medians over interleaved rounds').data + f'<p class="note">{how}</p>')
+    return _html(rows_table(rows, 'What each speed-up brings, each pair measured in one run').data + f'<p class="note">{how}</p>')
 
 def cost_table(book:Book):
     "A row a run: seconds, images a second, seconds an epoch, parameters, multiply-adds, memory."
@@ -1227,10 +1248,10 @@ def search_tables(book:Book, *studies:str):
         if 'lr' in f.varied: out.append(_shown(plot_search(done, color='momentum' if 'momentum' in f.varied else None)).data)
         if len(f.varied) > 1: out.append(_shown(plot_parallel(done, f.varied)).data)
         i = importances(f)
-        out.append(_shown(plot_importance(i.to_frame('share'))).data if i is not None else f'<p class="note">{len(f.trials)} trials are too few to say which parameter matters.</p>')
+        out.append(_shown(plot_importance(i.to_frame('share'))).data if i is not None else f'<p class="note">Of {len(f.trials)} trials {int(f.trials["state"].isin(["done", "diverged"]).sum())} ran to their end, too few to say which parameter matters.</p>')
         out.append(rows_table(_trial_rows(f), f'{k}: trials best first; accuracy in % after a third, two thirds and all of {f.epochs} epochs', len(f.trials) > 8).data)
         if k in PUBLISHED_SEARCH: out.append(rows_table(_published_rows(study, f'published/{PUBLISHED_SEARCH[k]}'), f'{k}: the published trials, other draws on other images', True).data)
-    return _html(''.join(out)) if out else missing(book, studies[0])
+    return _html(''.join(out)) # without searches the answer above says how to make them
 
 def importances(f:Found):
     "Share of the variance of accuracy that each parameter explains, by functional ANOVA over a forest of trees (Hutter et al., 2014), as a Series; None with fewer than ten trials or equal accuracies only. Diverged trials count at chance."
@@ -1348,7 +1369,7 @@ def front_figure(book:Book):
     return _html(curves(book, s, most=8).data + f'<p class="note">{link(book.title(s), page_of(s))}, epoch by epoch.</p>')
 
 ABOUT = dict(data='The images: classes, splits, what is wrong with them.', errors='Which images are misread, and which classes are taken for one another?', cost='What does accuracy cost in seconds, parameters and memory?',
-             published='Every published number beside ours, and how far the two compare.', all_runs='Every trained model, sortable and searchable, each with its executed notebook.', environment='Versions, hardware, images and commits behind the numbers.')
+             published='Every published number beside ours, and how far the two compare.', all_runs='Every trained model, sortable and searchable, with its executed notebook where that is kept.', environment='Versions, hardware, images and commits behind the numbers.')
 
 def contents(book:Book):
     "What each page answers, from the studies' own questions."
@@ -1419,10 +1440,10 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
         for b, rs in zip(book.bests(s), _judged(book.done(s)).values()):
             i, secs = b.interval(), b.mean('timing.train_seconds')
             lines.append(f"| {book.title(s)} | `{b.name}` | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(rs)} |")
-    for r in book.all_done():
-        if (x := r.mean('timing.train_seconds')) and x > 0: shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
+    for r in max(_judged(r for r in book.all_done() if (r.mean('timing.train_seconds') or 0) > 0).values(), key=len): # accuracies on other images do not compare
+        x = r.mean('timing.train_seconds'); shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
     n = trained(book)
-    return '\n'.join(lines) + f"\n\n{n} trained models of the profile `{book.profile}`, chosen on validation images, reported on test images that no choice has seen; intervals over seeds where there are several, else over test images.\n\n![Test accuracy against training time](nbs/images/readme.png)", shown
+    return '\n'.join(lines) + f"\n\n{n} trained models of the profile `{book.profile}`, chosen on validation images, reported on test images that no choice has seen; intervals over seeds where there are several, else over test images.\n\n![Test accuracy on {next(iter(shown.values()))['data']} against training time](nbs/images/readme.png)", shown
 
 def write_readme(readme:Path|None=None, profile:str|None=None, root:Path|None=None)->bool:
     "Put the results between the README's marks and their figure beside it; whether anything changed."
