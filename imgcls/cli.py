@@ -19,7 +19,7 @@ def _seeds(text:str)->list[int]:
     out = []
     for part in text.split(','):
         a, dash, b = part.strip().partition('-')
-        if not a.isdigit() or dash and not b.isdigit(): raise BadInput(f"--seeds {text}: not allowed; whole numbers from 0, such as 0,1,2 or 0-4")
+        if not all(x.isascii() and x.isdigit() for x in ([a, b] if dash else [a])): raise BadInput(f"--seeds {text}: not allowed; whole numbers from 0, such as 0,1,2 or 0-4")
         out += range(int(a), int(b or a) + 1)
     return list(dict.fromkeys(out))
 
@@ -37,11 +37,20 @@ def table(rows:list[dict], # equal keys
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
 
 # %% ../nbs/14_cli.ipynb #c009
-def _left(out)->int:
-    "Say what failed and what is left; the exit status."
-    from imgcls.runner import _first_line
+def _left(out, plan, force:bool=False)->int:
+    "Say what failed, what is left and how to go on; the exit status."
+    from imgcls.runner import _first_line, duration
     for r in out.failed: print(f"failed: {r['id']}: {_first_line(r['error'])}", file=sys.stderr)
-    if out.left: print(f"{'budget spent' if out.stopped == 'budget' else 'stopped'}: {len(out.left)} left ({', '.join(out.left[:5])}{', …' if len(out.left) > 5 else ''}); the same command goes on", file=sys.stderr)
+    if not out.left: return out.status
+    some = f"{len(out.left)} left ({', '.join(out.left[:5])}{', …' if len(out.left) > 5 else ''})"
+    jobs = {j.id: j for j in plan.jobs}
+    least = min((jobs[i].minutes for i in out.left if jobs[i].minutes is not None), default=None)
+    if out.stopped == 'budget' and not out.done and not out.failed and least is not None: said = f'nothing fits into the budget: {some}, the shortest needs about {duration(least*60)}'
+    else: said = f"{'budget spent' if out.stopped == 'budget' else 'stopped'}: {some}; the same command goes on"
+    again = {} # with --force the same command would begin at the first run again
+    for i in out.left if force else (): again.setdefault(jobs[i].p.seed, []).append(jobs[i].p.name)
+    if again: said = said.removesuffix('; the same command goes on') + '; to go on: ' + '; '.join(f"imgcls run {' '.join(names)} --seeds {s} --profile {plan.profile} --force" for s, names in again.items())
+    print(said, file=sys.stderr)
     return out.status
 
 def cmd_run(a)->int:
@@ -50,11 +59,11 @@ def cmd_run(a)->int:
     seeds = _seeds(a.seeds) if a.seeds else None
     _positive('budget', a.budget); _positive('timeout', a.timeout)
     _positive('jobs', a.jobs)
-    plan = runner.plan(a.what, a.profile, seeds, a.force, True if a.changed_code else None)
+    plan = runner.plan(a.what, a.profile, seeds, a.force, True if a.changed_code else None, download=not a.dry_run)
     if a.json and a.dry_run: print(json.dumps(plan.as_dict(), indent=1)); return 0
     print(plan, file=sys.stderr if a.json else sys.stdout, flush=True)
     out = runner.Outcome() if a.dry_run else runner.run(plan, a.jobs, a.cluster, a.timeout, a.budget, a.kernel)
-    _left(out)
+    _left(out, plan, a.force)
     if a.json: print(json.dumps(dict(plan.as_dict(), done=out.done, failed=out.failed, left=out.left, stopped=out.stopped), indent=1))
     return out.status
 
@@ -188,7 +197,7 @@ def cmd_report(a)->int:
         plan = runner.plan([], a.profile)
         print(plan, flush=True)
         out = runner.run(plan, a.jobs, budget=_positive('budget', a.budget))
-        status = _left(out)
+        status = _left(out, plan)
         if out.stopped == 'interrupted': return status
     from imgcls.report import build_book
     print(build_book(a.profile, a.output))
@@ -197,8 +206,11 @@ def cmd_report(a)->int:
 def cmd_model(a)->int:
     "Layers, shapes, parameters and multiply-adds of a network or of a run's."
     from imgcls.params import ARCHS, load_params
+    for option, n in (('--size', a.size), ('--classes', a.classes)):
+        if n is not None and n < 1: raise BadInput(f'{option} {n}: not allowed; a whole number from 1')
     if '/' in a.name:
         p = load_params(a.name, a.profile).resolve()
+        if p.template == 'ensemble': raise BadInput(f"{a.name}: an ensemble has no network of its own; its members: {', '.join(p.members)}")
         name, args, size = p.arch, p.arch_args, a.size or p.size or 32
     else:
         if a.name not in ARCHS and not a.name.startswith('timm:'): raise BadInput(f"{a.name}: no such network{nearest(a.name, ARCHS)}; networks: {', '.join(ARCHS)}, timm:NAME; or a run, such as optimizers/adam_tanh")
@@ -266,6 +278,10 @@ def cmd_bench(a)->int:
     import inspect
     from imgcls.records import environment, now
     _positive('repeat', a.repeat)
+    if a.json:
+        f = Path(a.json)
+        try: old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else {} # benches that were not asked for now stay
+        except ValueError: raise BadInput(f'--json {f}: that file holds no JSON; name another or move it away') from None
     results, wanted = {}, dict(n=a.repeat, rounds=a.repeat, log=lambda text: print(text, file=sys.stderr, flush=True))
     for name in [a.only] if a.only else BENCHES:
         module, fn = BENCHES[name].split(':')
@@ -274,8 +290,7 @@ def cmd_bench(a)->int:
         results[name] = dict(env=env, measured=now()[:10]) | fn(**{k: v for k, v in wanted.items() if k in inspect.signature(fn).parameters and v is not None})
         print(table(list(_flat(results[name])), dict(k=name, v='')))
     if a.json:
-        f = Path(a.json); f.parent.mkdir(parents=True, exist_ok=True)
-        old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else {} # benches that were not asked for now stay
+        f.parent.mkdir(parents=True, exist_ok=True)
         f.write_text(json.dumps(old | results, indent=1) + '\n', encoding='utf-8')
     return 0
 

@@ -46,6 +46,7 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
         seen = set()
         for k, _ in node.value:
             key = self.construct_object(k, deep=True)
+            if isinstance(key, (dict, list)): raise yaml.constructor.ConstructorError(None, None, f'a key must be a name, not {key!r}', k.start_mark)
             if key in seen: raise yaml.constructor.ConstructorError(None, None, f'key {key!r} is given twice', k.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -63,6 +64,7 @@ def read_yaml(path:Path)->dict:
     except yaml.YAMLError as e:
         mark, problem = getattr(e, 'problem_mark', None), getattr(e, 'problem', None) or e
         raise BadInput(f"{path}{f', line {mark.line+1}' if mark else ''}: not valid YAML: {problem}") from None
+    except ValueError as e: raise BadInput(f"{path}: not valid YAML: {e}") from None # a date that is none
     if d is None: return {}
     if not isinstance(d, dict): raise BadInput(f"{path}: expected 'key: value' lines, got a {type(d).__name__}")
     return d
@@ -389,7 +391,9 @@ def template_keys(template:str)->list[str]:
     ensemble = [*RunParams.model_fields, *EnsembleParams.model_fields, 'keep_probabilities', 'evaluate_test']
     train = [k for g in GROUPS if g not in (EnsembleParams, SearchParams) for k in g.model_fields]
     search = [*RunParams.model_fields, *SearchParams.model_fields, *(k for k in train if k not in RunParams.model_fields and k not in NO_TRIALS)]
-    return dict(train=train, search=search, ensemble=ensemble)[template]
+    known = dict(train=train, search=search, ensemble=ensemble)
+    if not isinstance(template, str) or template not in known: raise BadInput(f"template: {template!r} is not allowed{nearest(str(template), known)}; allowed: {', '.join(known)}")
+    return known[template]
 
 # %% ../nbs/00_params.ipynb #c022
 NAMES = ('study', 'run', 'profile', 'size_min', 'trial', 'storage') # what a run is called and where it is kept
@@ -535,7 +539,7 @@ def _explain(e:ValidationError, model, where, sources=None)->str:
     src = (sources or {}).get(key, where)
     if not loc: return f"{src}: {first['msg'].removeprefix('Value error, ')}" # of several keys together
     if first['type'] == 'extra_forbidden':
-        bad = str(loc[-1]); names = list(model.model_fields) if len(loc) == 1 else list(Phase.model_fields)
+        bad = str(loc[-1]); names = list((model if len(loc) == 1 else dict(runs=RunEntry, published=Published).get(loc[0], Phase)).model_fields)
         return f"{src}: unknown key '{bad}'{nearest(bad, names)}; allowed: {', '.join(names)}"
     opts, given = _allowed(model, loc), first.get('input')
     msgs = dict.fromkeys(x['msg'][0].lower() + x['msg'][1:] for x in errs if x['loc'][:1] == loc[:1])
@@ -631,7 +635,8 @@ def read_settings(p:'Params', # of the template search
     import csv
     path = Path(p.settings) if Path(p.settings).is_absolute() else project_root()/'params'/p.study/p.settings
     where, options = _short(path), type(p.arch_options).model_fields
-    try: rows = list(csv.DictReader(path.open(newline='', encoding='utf-8')))
+    try: rows = list(csv.DictReader(path.open(newline='', encoding='utf-8-sig')))
+    except (UnicodeDecodeError, csv.Error) as e: raise BadInput(f'settings: {where}: no CSV in UTF-8 ({e})') from None
     except OSError as e: raise BadInput(f'settings: {where}: cannot be read ({e.strerror}); a CSV with a column a parameter is needed') from None
     def name(c):
         if c in options: return f'arch_args.{c}'
@@ -639,9 +644,14 @@ def read_settings(p:'Params', # of the template search
         return c
     columns = {c: name(c) for c in (rows[0] if rows else ()) if not re.match(r'(max_)?(valid|train)_acc', c)}
     if not columns: raise BadInput(f'{where}: no settings; a CSV with a column a parameter and a row a trial is needed')
-    def value(k, x): # 64-128-256 is a list
-        number = lambda s: yaml.load(s, _Loader)
-        return [number(s) for s in x.split('-')] if k.startswith('arch_args.') and re.fullmatch(r'\d+(-\d+)*', x) else number(x)
+    for i, row in enumerate(rows, 1):
+        if None in row or None in row.values(): raise BadInput(f'{where}: row {i} has not as many values as there are columns')
+    def value(k, x): # 64-128-256 is a list, and so is 64 where the argument is one
+        def number(s):
+            try: return yaml.load(s, _Loader)
+            except (yaml.YAMLError, ValueError): raise BadInput(f"{where}: {k}: '{s}' is no value") from None
+        lists = k.startswith('arch_args.') and 'list' in str(options[k.removeprefix('arch_args.')].annotation).lower()
+        return [number(s) for s in x.split('-')] if k.startswith('arch_args.') and re.fullmatch(r'\d+(-\d+)+' if not lists else r'\d+(-\d+)*', x) else number(x)
     out = [{k: value(k, rows[i][c]) for c, k in columns.items()} for i in spread(len(rows), p.trials)]
     for i, d in enumerate(out):
         try: trial_params(p, d)
@@ -667,6 +677,9 @@ def load_params(name:str, # `study/run`, or a path to a run file
     files = [path] + ([profile_file(profile)] if profile else [])
     for f in files:
         new = read_yaml(f)
+        if f is path and path.resolve().parent.parent == (project_root()/'params').resolve(): # else a copy with its old names would replace another run's record
+            for k in ('study', 'run'):
+                if new.get(k, d[k]) != d[k]: raise BadInput(f"{_short(path)}: {k}: {new[k]!r} is not allowed: a file in params/ is called by its folder and its name; write {d[k]} or leave it out")
         if f is not path: new = _of_template(new, overrides.get('template', d.get('template', 'train')))
         d.update(new); sources.update({k: _short(f) for k in new})
     d.update(overrides)
@@ -691,7 +704,7 @@ class RunEntry(Strict):
     changes: list[str] = []         # what differs from the parent, in words or keys
     depends_on: list[str] = []      # `study/run` that must be there first
     profiles: list[str] | None = None # where it takes part; none: everywhere
-    minutes: dict[str, Float] = {}  # expected time a seed, by profile
+    minutes: dict[str, Annotated[Float, Field(ge=0, allow_inf_nan=False)]] = {}  # expected time a seed, by profile
     note: str = ''
 
 class Published(Strict):
@@ -723,10 +736,12 @@ def load_study(name:str)->Study:
         raise BadInput(f"{name}: no such study{nearest(name, study_names())}; studies: {', '.join(study_names()) or 'none'}")
     raw = read_yaml(d/'study.yaml'); where = _short(d/'study.yaml')
     runs = raw.get('runs')
-    if isinstance(runs, list): raw['runs'] = {r: {} for r in runs}
+    if isinstance(runs, list) and all(isinstance(r, str) for r in runs): raw['runs'] = {r: {} for r in runs}
     elif isinstance(runs, dict): raw['runs'] = {r: e or {} for r, e in runs.items()}
     try: study = Study(**{'name': name, **raw})
     except ValidationError as e: raise BadInput(_explain(e, Study, where)) from None
+    for k, named in [('seeds', study.seeds), *((f'runs: {r}: {k}', v) for r, e in study.runs.items() for k, v in (('minutes', e.minutes), ('profiles', e.profiles or [])))]:
+        if unknown := [n for n in named if n not in profile_names()]: raise BadInput(f"{where}: {k}: {unknown[0]!r} is not a profile{nearest(unknown[0], profile_names())}; allowed: {', '.join(profile_names())}")
     files = {f.stem for f in d.glob('*.yaml')} - {'study'}
     if missing := set(study.runs) - files: raise BadInput(f"{where}: run '{min(missing)}' has no file; write {name}/{min(missing)}.yaml or take it out of runs")
     if extra := files - set(study.runs): raise BadInput(f"{where}: {min(extra)}.yaml is not among its runs; add it to runs or move the file away")

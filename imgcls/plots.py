@@ -114,7 +114,7 @@ def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, 
         for j, m in enumerate(metrics):
             series = [_need(h, ['epoch', m], f'history of {name}').set_index('epoch')[m].astype(float)*_scale(m) for h in hs if len(h)] # a seed that diverged at once has no epoch
             if not series: continue
-            s = pd.concat(series, axis=1).mean(axis=1).dropna() # over the seeds that got that far
+            s = pd.concat(series, axis=1, join='inner').mean(axis=1).dropna()
             if s.empty: continue
             color, dash = COLORS[i%10], DASHES[j] if many else DASHES[i//10%10 if len(histories) > 10 else i%10 if len(histories) > 3 else 0]
             if len(series) > 1:

@@ -328,7 +328,7 @@ def supported(d # from `comparisons`
     few = int((d['pairs'] < MIN_SEEDS).sum())
     more, rest = len(yes) - 3, len(d) - len(yes) - few
     return (f"Over {int(yes['pairs'].min())} or more paired seeds, {', '.join(said)}" + (f' and {more} more differences hold' if more > 0 else '')
-            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few} other comparison{"s have" if few > 1 else " has"} too few seeds to tell' if few else '') + '.')
+            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few}{"" if rest else " other comparisons" if few > 1 else " other comparison"} ha{"ve" if few > 1 else "s"} too few seeds to tell' if few else '') + '.')
 
 def claim(book:Book, study:str)->str:
     "A sentence for each set of images that runs are judged on, as HTML: the best run on valid and what it reaches on test."

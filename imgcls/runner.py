@@ -191,7 +191,12 @@ def check_storage(url:str):
     "Whether a database answers at `url`; `BadInput` otherwise."
     from sqlalchemy import create_engine, exc
     try: create_engine(url).connect().close()
-    except (exc.SQLAlchemyError, ImportError, OSError) as e: raise BadInput(f"storage: {url}: cannot be opened ({_first_line(str(getattr(e, 'orig', None) or e))})") from None
+    except (exc.SQLAlchemyError, ImportError, OSError, ValueError) as e: raise BadInput(f"storage: {url}: cannot be opened ({_first_line(str(getattr(e, 'orig', None) or e))})") from None
+
+def _settings_digest(p:Params)->dict:
+    "Digest of a search's table of settings, by its name; nothing where it has none."
+    if not p.settings: return {}
+    return {f'settings {p.settings}': hashlib.sha256(json.dumps(read_settings(p.resolve()), sort_keys=True).encode()).hexdigest()[:16]}
 
 def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
     """`(study/run, seed)` that must be there before `p`: what its study names, its members, the run its weights come from, and an earlier round. The same seed where the other run has it,
@@ -206,8 +211,9 @@ def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
 
 # %% ../nbs/11_runner.ipynb #c016
 def _took(record:Record)->float|None:
-    "Minutes a record took."
-    if record.timing.total_seconds: return record.timing.total_seconds/60
+    "Minutes a record took; at least those of its training, since a resumed run's total is of its last stretch."
+    t, workers = record.timing, record.notes.get('workers', 1)
+    if t.total_seconds: return max(t.total_seconds, (t.train_seconds or 0)/workers)/60
     from datetime import datetime
     try: return max(0., (datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)).total_seconds()/60)
     except ValueError: return None
@@ -219,11 +225,18 @@ def expected_minutes(p:Params, state:State|None=None)->float|None:
         for f in sorted(params_dir(p).parent.glob('s*/record.json')):
             with contextlib.suppress(BadInput): records.append(read_record(f.parent))
     epochs = lambda d: (sum(x['epochs'] for x in d.get('phases') or []) or d.get('epochs') or 1)*d.get('trials', 1)
-    new = epochs(p.resolve().as_dict())
+    new, left = epochs(p.resolve().as_dict()), 1.
+    if state and state.name == 'interrupted' and _resumes(p):
+        at = progress_of(params_dir(p)); left -= at.get('epoch', 0)/at['epochs'] if at.get('epochs') else 0
     took = [t*new/epochs(r.params) for r in records if (t := _took(r)) is not None]
-    if took: return statistics.median(took)
+    if took: return statistics.median(took)*left
     entry = _entry(p)[1]
-    return entry.minutes.get(p.profile) if entry else None
+    return entry.minutes[p.profile]*left if entry and p.profile in entry.minutes else None
+
+def _resumes(p:Params)->bool:
+    "Whether what an interrupted run left would be taken up: it is of equal parameters and code."
+    with contextlib.suppress(OSError): return (tmp_dir(params_dir(p))/'key').read_text() == f'{p.key} {code_hash(p.template)}'
+    return False
 
 @dataclass
 class Plan:
@@ -257,6 +270,7 @@ def plan(requests=(), # studies, runs or files; none: every study
          force:bool=False, # run again what is up to date
          changed_code:bool|None=None, # run again what older code made; none: only under `quick`
          overrides:dict|None=None, # parameters that win over files, for programs and tests
+         download:bool=True, # fetch known images that are not here, to look at them
         )->Plan:
     "Every run of the requests and what they depend on, resolved and checked; `BadInput` before anything starts."
     profile_file(profile); _study.cache_clear(); code_hash.cache_clear()
@@ -264,50 +278,63 @@ def plan(requests=(), # studies, runs or files; none: every study
     if seeds is not None and (not seeds or any(not isinstance(s, int) or s < 0 for s in seeds)):
         raise BadInput(f'seeds: {seeds} is not allowed; whole numbers from 0, such as 0,1,2')
     names = list(dict.fromkeys(n for r in (requests or study_names()) for n in expand(str(r), profile)))
-    jobs, checked, fingerprints = {}, set(), Fingerprints()
+    jobs, checked, fingerprints, wanted = {}, set(), Fingerprints(), set()
 
     def own_seeds(p)->list[int]:
         study = _entry(p)[0]
         return list(seeds) if seeds is not None else study.seeds_for(profile) if study else [p.seed]
 
     read = functools.cache(lambda name: load_params(name, profile, **(overrides or {})))
-    def add(name, seed, requested, path=()):
+    def mark(job, forced=False):
+        "Have it run: what can be known before anything starts is looked at now."
+        job.todo, job.forced, p = True, job.forced or forced, job.p
+        job.minutes, r = expected_minutes(p, job.state), p.resolve()
+        if _sees_data(r) and (r.dataset, r.unreadable) not in checked:
+            from imgcls import data
+            if download or data.find_source(r.dataset, download=False).signature: data.check_dataset(r.dataset)
+            checked.add((r.dataset, r.unreadable))
+        check_weights(p)
+        if p.template == 'search': check_search(p)
+
+    def add(name, seed, path=()):
         p = read(name).model_copy(update=dict(seed=seed))
         if p.profile != profile: raise BadInput(f'{profile_file(profile)}: profile: must be {profile!r}')
         id = f'{p.study}/{p.run}/s{p.seed}'
         if id in path: raise BadInput(f"params/{p.study}/study.yaml: depends_on goes in a circle: {' → '.join([*path, id])}")
         if id in jobs:
             if jobs[id].p != p: raise BadInput(f'{name}: another file is {p.name} too; give it another study or run name')
-            if requested and force: jobs[id].todo = jobs[id].forced = True
             return id
+        own = project_root()/'params'/p.study/f'{p.run}.yaml' # whose record a file from elsewhere would replace
+        if own.is_file() and own.resolve() != run_file(name).resolve(): raise BadInput(f'{name}: {p.name} is a run of params/ already; give it another study or run name')
         if not template_file(p.template).is_file(): raise BadInput(f'{template_file(p.template)}: no such template')
-        needs = [add(n, s, False, (*path, id)) for n, s in dependencies(p, profile)]
+        needs = [add(n, s, (*path, id)) for n, s in dependencies(p, profile)]
         folder = params_dir(p)
         if folder.with_name(folder.name + '.old').exists():
             from filelock import Timeout
             with contextlib.suppress(OSError, Timeout), _lock(folder): recover(folder)
-        state = examine(p, fingerprints, _inputs(jobs, needs))
-        todo = (force and requested) or any(jobs[n].todo for n in needs) or not (
-            state.name == 'done' or state.name == 'older code' and not changed_code)
-        for n in needs if todo else (): # a record without its weights came from another machine: enough to read, not to start from
-            if jobs[n].p.name in weight_runs(p) and not jobs[n].todo and not (jobs[n].folder/'model.safetensors').exists(): jobs[n].todo = jobs[n].forced = True
-        r = p.resolve()
-        if todo and _sees_data(r) and (r.dataset, r.unreadable) not in checked:
-            from imgcls import data
-            data.check_dataset(r.dataset); checked.add((r.dataset, r.unreadable))
-        if todo: check_weights(p)
-        if todo and p.template == 'search': check_search(p)
-        jobs[id] = Job(p, state, needs, expected_minutes(p, state) if todo else None, todo, force and requested)
+        state = examine(p, fingerprints, _inputs(p, jobs, needs))
+        job = jobs[id] = Job(p, state, needs)
+        if force and (name, seed) in wanted: mark(job, True)
+        elif not (state.name == 'done' or state.name == 'older code' and not changed_code): mark(job)
         return id
 
-    for turn in itertools.zip_longest(*[own_seeds(read(n)) for n in names]):
-        for name, seed in zip(names, turn):
-            if seed is not None: add(name, seed, True)
+    turns = [(name, seed) for turn in itertools.zip_longest(*[own_seeds(read(n)) for n in names]) for name, seed in zip(names, turn) if seed is not None]
+    wanted |= set(turns)
+    for name, seed in turns: add(name, seed)
+    more = True
+    while more: # what follows from what will run, until nothing more does
+        more = False
+        for job in jobs.values():
+            for n in job.needs if job.todo else (): # a record without its weights came from another machine: enough to read, not to start from
+                need = jobs[n]
+                if need.p.name in weight_runs(job.p) and not need.todo and not (need.folder/'model.safetensors').exists():
+                    need.state.why = 'its weights are not here'; mark(need, True); more = True
+            if not job.todo and any(jobs[n].todo for n in job.needs): mark(job); more = True
     return Plan(list(jobs.values()), profile)
 
-def _inputs(jobs, needs)->dict:
-    "Digests of the records that `needs` left."
-    out = {}
+def _inputs(p, jobs, needs)->dict:
+    "Digests of the records that `needs` left, and of a search's table of settings."
+    out = _settings_digest(p)
     for n in needs:
         with contextlib.suppress(BadInput): out[n] = record_digest(read_record(jobs[n].folder))
     return out
@@ -497,7 +524,7 @@ def _execute(job, p, folder, out)->dict:
     from imgcls.records import write_atomic
     write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
     _tidy(tmp/'run.ipynb', p.template)
-    if folder.exists() and state.name == 'spoilt': _put_aside(folder)
+    if _spoilt(folder): _put_aside(folder)
     commit_record(tmp, folder, notebook=True)
     if failed.exists(): shutil.rmtree(failed)
     return out('done', **seen, **_outcome(folder))
@@ -509,6 +536,10 @@ def _stamp(record:Record|None)->str:
 def _outcome(folder:Path)->dict:
     r = read_record(folder)
     return dict(accuracy=r.metric('test') if r.metric('test') is not None else r.metric('valid'), split='test' if r.metric('test') is not None else 'valid', diverged=r.status == 'diverged')
+
+def _spoilt(folder:Path)->bool:
+    try: return folder.exists() and not verify_record(folder, deep=False)
+    except BadInput: return True
 
 def _put_aside(folder:Path):
     "A spoilt record is replaced, not lost: someone may want to mend it."
@@ -613,7 +644,7 @@ def gpu_share(slot:int, slots:int, gpus:list[str])->dict:
 def _payload(job:Job, jobs:dict, alive:Path, **kw)->dict:
     "A job as plain values."
     params = {k: v for k, v in job.p.model_dump(mode='json', exclude_unset=True).items() if k in template_keys(job.p.template)}
-    return dict(id=job.id, params=params, force=job.forced, inputs=_inputs(jobs, job.needs), alive=str(alive), code=code_hash(job.p.template),
+    return dict(id=job.id, params=params, force=job.forced, inputs=_inputs(job.p, jobs, job.needs), alive=str(alive), code=code_hash(job.p.template),
                 seen=_stamp(job.state.record), cwd=os.getcwd(), env={k: v for k, v in os.environ.items() if k.startswith('IMGCLS_')} |
                 dict(IMGCLS_PROJECT=str(project_root()), IMGCLS_RESULTS=str(results_root())), **kw)
 
@@ -676,8 +707,9 @@ def run(plan:Plan,
     if kernel == 'warm':
         from imgcls import warm
         if not warm.can_fork(): raise BadInput('--kernel warm: not possible on this system, fork is missing or unsafe; use --kernel plain')
-    alive, stop = _open_store(), []
-    slots = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo)))
+    slots, stop = DaskSlots(cluster, jobs if jobs > 1 else None) if cluster else LocalSlots(min(jobs, len(plan.todo))), []
+    try: alive = _open_store()
+    except BadInput: slots.close(kill=True); raise
     work = _Work(plan, slots, alive, budget and budget*60, dict(timeout=timeout and timeout*60, kernel=kernel, memory=None if cluster else _share(slots.n), cluster=bool(cluster), spare=1 if cluster else jobs//slots.n),
                  Board(len(plan.todo), stream), out)
     with _signals(stop):
@@ -800,6 +832,7 @@ def status(requests=(), # studies, runs or files; none: every study
         for seed in sorted({*have, *(study.seeds_for(profile) if study else [p.seed])}):
             q = p.model_copy(update=dict(seed=seed))
             inputs = {}
+            with contextlib.suppress(BadInput): inputs |= _settings_digest(q)
             for n, s in dependencies(q, profile):
                 with contextlib.suppress(BadInput): inputs[f'{n}/s{s}'] = record_digest(read_record(params_dir(load_params(n, profile, seed=s))))
             state = examine(q, fingerprints, inputs)

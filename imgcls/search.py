@@ -82,14 +82,18 @@ def read_trials(folder:Path)->pd.DataFrame:
     "The trials of a search's record, lists as lists: trial, state, max_valid_accuracy, best_epoch, epochs, seconds, error and a column a parameter."
     f = Path(folder)/'trials.csv'
     if not f.exists(): raise BadInput(f'{f}: no trials; run the search again')
-    return pd.read_csv(f).map(lambda v: json.loads(v) if isinstance(v, str) and v[:1] in '[{' else v)
+    trials = pd.read_csv(f).map(lambda v: json.loads(v) if isinstance(v, str) and v[:1] in '[{' else v)
+    for k in [c for c in trials if c not in _COLUMNS and trials[c].isna().any()]: trials[k] = trials[k].astype(object).where(trials[k].notna(), None) # null
+    return trials
 
 def earlier_round(p:Params, root:Path|None=None)->tuple[Path, Record]:
     "The record of the round before: of the same profile and, where it has it, the same seed."
     study, run = p.after.split('/')
     seeds = {r.seed: (f, r) for f, r in find_records(p.profile, study, root) if r.run == run}
     if not seeds: raise BadInput(f'{p.name}: after: {p.after} has no record in profile {p.profile}; make it with: imgcls run {p.after} --profile {p.profile}')
-    return seeds.get(p.seed) or seeds[min(seeds)]
+    named = load_study(study).seeds_for(p.profile) if study in study_names() else []
+    planned = p.seed if p.seed in named or study == p.study or not named else named[0] # as the planner chooses
+    return seeds.get(planned) or seeds[min(seeds)]
 
 def space_of(p:Params, root:Path|None=None)->dict:
     "The space with its narrowed ranges filled in."
@@ -254,7 +258,8 @@ def run_search(p:Params, # resolved
               )->Search:
     "Train all trials that are not there yet; `BadInput` where none could be trained."
     t0, workers = time.perf_counter(), workers or int(os.environ.get('IMGCLS_SLOTS', 1))
-    if p.settings: p = p.model_copy(update=dict(trials=len(read_settings(p))))
+    asked = p
+    if p.settings: p = p.model_copy(update=dict(trials=len(read_settings(p)))) # a table may have fewer rows
     space, folder, study = {} if p.settings else space_of(p), Path(folder), open_search(p, folder)
     names = [f'{os.uname().nodename if hasattr(os, "uname") else ""}{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}/{i}' for i in range(workers)] if p.storage else [str(i) for i in range(workers)]
     left = [t for t in _running(study) if not p.storage or t.user_attrs.get('worker', '').split('/')[0] == names[0].split('/')[0]]
@@ -265,7 +270,7 @@ def run_search(p:Params, # resolved
     if not (out.trials['state'] == 'done').any():
         why = next((e for e in out.trials['error'] if isinstance(e, str) and e), 'all diverged')
         raise BadInput(f'{p.name}: none of its {len(out.trials)} trials came to its end: {why}')
-    out.seconds, out.workers = time.perf_counter() - t0, workers
+    out.p, out.seconds, out.workers = asked, time.perf_counter() - t0, workers # the record is of what was asked for
     return out
 
 def _side_by_side(p, space, folder, names):
@@ -276,6 +281,12 @@ def _side_by_side(p, space, folder, names):
     try:
         for f in [slots.submit(import_module('imgcls.search')._work, p.as_dict(), space, str(folder), n) for n in names]: f.result()
     finally: slots.close(kill=True)
+
+def _with_nulls(trials, rows):
+    "pandas makes NaN of a null beside numbers; a parameter's null means something."
+    for k in [c for c in trials if c not in _COLUMNS]:
+        if any(r.get(k) is None for r in rows): trials[k] = pd.Series([r.get(k) for r in rows], dtype=object)
+    return trials
 
 def found(study, # of Optuna
           p:Params, space:dict)->Search:
@@ -288,7 +299,7 @@ def found(study, # of Optuna
         best = max(range(len(h)), key=lambda i: h[i]['valid_accuracy']) + 1 if h and a['state'] != 'diverged' else None
         rows.append(dict(trial=t.number, state=a['state'], max_valid_accuracy=a['value'], best_epoch=best, epochs=a['epochs'], seconds=round(sum(r['seconds'] for r in h), 3), error=a['error']) | a['values'])
         hist += [dict(trial=t.number) | r for r in h]
-    trials = pd.DataFrame(rows, columns=None if rows else _COLUMNS).sort_values('trial', ignore_index=True)
+    trials = _with_nulls(pd.DataFrame(rows, columns=None if rows else _COLUMNS), rows).sort_values('trial', ignore_index=True)
     return Search(p, space, trials.astype(dict(best_epoch='Int64')), pd.DataFrame(hist))
 
 # %% ../nbs/12_search.ipynb #c017b

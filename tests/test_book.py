@@ -113,6 +113,56 @@ def test_the_soonest_at_an_accuracy(project, tmp_path):
     assert [r[:3] for r in rows if 'optimizers/sgd_tanh' in r] == [['95.0', 'optimizers/sgd_tanh', '120']], rows
     assert '× 0.67' in plain(effects(book, 'optimizers', [('sgd_tanh', 'adam_tanh')]))
 
+def test_costs_and_claims_keep_to_what_runs_are_judged_on(project, tmp_path):
+    from imgcls.report import answer, cost_answer, cost_figures
+    for run, acc in (('sgd_leakyrelu', .5), ('sgd_tanh', .6), ('adam_leakyrelu', .7)): fake_record(tmp_path, 'optimizers', run, accuracy=acc)
+    few = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.95); _edit(few, data=dict(images=dict(train=10, valid=40, test=60)), timing=dict(train_seconds=.1))
+    book = Book('quick', tmp_path)
+    said = plain(answer(book, 'optimizers'))
+    assert 'Of 3 runs on digits with 200 validation images, adam_leakyrelu did best' in said and 'The one run on digits with 40 validation images, adam_tanh, reaches' in said
+    assert 'adam_tanh' not in plain(cost_answer(book)) and 'digits (200 test images) optimizers/adam_leakyrelu gets most' in plain(cost_answer(book))
+    assert 'adam_tanh' not in cost_figures(book).data and 'adam_leakyrelu' in cost_figures(book).data
+    pre = fake_record(tmp_path, 'optimizers', 'adam_leakyrelu', accuracy=.7); _edit(pre, model=dict(weights='run:pretrain/mobilenet_v2'))
+    assert 'optimizers/sgd_tanh gets most' in plain(cost_answer(Book('quick', tmp_path))) and 'pretraining not counted' in plain(cost_answer(Book('quick', tmp_path)))
+
+def test_a_book_whose_first_seed_keeps_no_predictions(project, tmp_path):
+    from imgcls.report import best_confusion, best_report, errors_answer, errors_section
+    a, b = (fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=s, accuracy=.6) for s in (0, 1))
+    (a/'predictions.parquet').unlink(); book = Book('quick', tmp_path)
+    assert 'adam_tanh, seed 1' in plain(best_confusion(book, 'optimizers')) and 'seed 1' in plain(best_report(book, 'optimizers')) and 'adam_tanh' in plain(errors_answer(book))
+    (b/'predictions.parquet').unlink(); book = Book('quick', tmp_path)
+    assert 'stay on the machine' in plain(best_confusion(book, 'optimizers')) and 'stay on the machine' in plain(errors_section(book)) and not plain(best_report(book, 'optimizers'))
+
+def test_one_verdict_on_an_ensemble():
+    from imgcls.report import Team, _again
+    t = Team({}, {}, pd.DataFrame(dict(difference=[.006, .013, -.012]), index=['a', 'b', 'c']), dict(a=(None, .052), b=(None, 4e-5), c=(None, .002)))
+    assert [t.verdict(k) for k in 'abc'] == ['no difference shown', 'more images right', 'fewer images right']
+    found = lambda k, below: _again(dict(row=t.table.loc[k], verdict=t.verdict(k), ensemble=.7 if below else .9, best=.8))
+    assert [found(k, True) for k in 'abc'] == ['no difference shown here', 'the opposite here', 'the same here'] and found('b', False) == 'the same here'
+
+def test_compare_pairs_every_seed_with_a_record(project, tmp_path, monkeypatch):
+    from tests.test_cli import call
+    monkeypatch.setenv('IMGCLS_RESULTS', str(tmp_path))
+    for seed in range(5):
+        for run, acc in (('sgd_tanh', .5), ('adam_tanh', .7 + seed/100)):
+            f = fake_record(tmp_path, 'optimizers', run, seed=seed, accuracy=acc)
+            if seed: (f/'predictions.parquet').unlink() # as in a clone
+    got = json.loads(call('compare', 'optimizers/sgd_tanh', 'optimizers/adam_tanh', '--json')[1])
+    [acc] = [r for r in got['seeds'] if r['statistic'] == 'accuracy']
+    assert acc['pairs'] == 5 and acc['difference'] == pytest.approx(.22) and acc['verdict'].startswith('gain') and len(got['images']) == 1
+    text = call('compare', 'optimizers/sgd_tanh', 'optimizers/adam_tanh', '--seed', 1)[1]
+    assert 'Over paired seeds' in text and 'Two trained models' not in text
+    _edit(tmp_path/'quick/optimizers/adam_tanh/s0', data=dict(images=dict(train=10, valid=40, test=60)))
+    status, text, _ = call('compare', 'optimizers/sgd_tanh', 'optimizers/adam_tanh')
+    assert status == 0 and 'not compared: they are judged on other images' in text and 'test accuracy' in text
+
+def test_published_settings_without_a_run_are_counted_one_by_one(project, tmp_path):
+    from imgcls.report import beside, beside_tables
+    fake_record(tmp_path, 'capacity', 'simple_32', accuracy=.5); book = Book('quick', tmp_path)
+    [p] = [p for p in book.study('capacity').published if p.file and beside(book, 'capacity', p.file)]
+    names = {b.runs.run if b.runs is not None else b.name for b in beside(book, 'capacity', p.file)}
+    assert f'{len(names) - 1} more published settings have no run' in plain(beside_tables(book, 'capacity'))
+
 def test_nothing_changed_is_quick(project, site):
     before = (site/'index.html').stat().st_mtime_ns
     assert build_book('quick') == site/'index.html' and (site/'index.html').stat().st_mtime_ns == before

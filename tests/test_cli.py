@@ -30,7 +30,7 @@ def commands():
     (['run', 'missing.yaml'], 'no such file'), (['run', '--profile', 'quik'], "did you mean 'quick'"), (['run', '--data', 'nowhere'], 'no such folder'), (['run', '--kernel', 'hot'], 'invalid choice'),
     (['status', 'one/x'], 'no such run in one'), (['status', '--profile', '../quick'], 'is not a profile'), (['show', 'one/a'], 'make it with: imgcls run one/a'), (['compare', 'one/a', 'one/b'], 'no record'),
     (['check', 'digits', '--json', 'none/x.json'], '--json none/x.json: no such folder none'), (['check', 'digits', '--figure', 'x.txt'], '--figure x.txt: ends in none of .png'),
-    (['model', 'convnett'], "did you mean 'convnet'"), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
+    (['model', 'convnett'], "did you mean 'convnet'"), (['model', 'convnet', '--size', '-5'], '--size -5: not allowed'), (['model', 'convnet', '--classes', '0'], '--classes 0: not allowed'), (['run', '--seeds', '²'], '--seeds ²: not allowed'), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
 def test_bad_input_is_one_line_and_status_2(project, argv, says):
     status, out, err = call(*argv)
     assert (status, out) == (2, '') and err.startswith('imgcls: ') and err.count('\n') == 1 and says in err, err
@@ -40,7 +40,8 @@ def test_bad_input_is_one_line_and_status_2(project, argv, says):
 @pytest.mark.parametrize('text, says', [
     ('lr: 0\n', 'lr: 0 is not allowed'), ('learning_rate: 1\n', "unknown key 'learning_rate' (did you mean 'lr'?)"), ('epochs: true\n', 'a number is needed'), ('lr: [1\n', 'line 2: not valid YAML'),
     ('lr: 1\nlr: 2\n', "key 'lr' is given twice"), ('- 1\n', "expected 'key: value' lines"), ('arch: resnot\n', 'not a known architecture'), ('arch_args: {filters: [0, 1]}\n', 'filters'),
-    ('dataset: ./nothing\n', 'nothing'), ('template: ensemble\n', 'no such template')])
+    ('dataset: ./nothing\n', 'nothing'), ('template: ensemble\n', 'no such template'), ('template: serach\n', "template: 'serach' is not allowed (did you mean 'search'?)"),
+    ('arch_args: {{dense: 3}}\n', 'a key must be a name'), ('lr: 2024-02-30\n', 'not valid YAML'), ('run: a\n', "run: 'a' is not allowed: a file in params/ is called by its folder and its name; write b")])
 def test_a_bad_params_file_is_found_before_anything_runs(project, text, says):
     project.put('params/one/b.yaml', text)
     status, out, err = call('run', 'one/a', 'one/b')
@@ -61,6 +62,16 @@ def test_the_light_commands_import_nothing_heavy(project):
     code = f"import sys; from imgcls.cli import main; assert main(['run', '--dry-run']) == 0 and main(['status']) == 0; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, '-c', code], cwd=project.root, env=project.env(), capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+
+
+def test_what_a_budget_leaves_is_said_so_that_it_can_go_on(project):
+    project.put('params/one/study.yaml', 'question: Which?\nruns: {a: {minutes: {quick: 9}}, b: {minutes: {quick: .01}}}\n')
+    status, _, err = call('run', '--budget', '.5', '--kernel', 'plain')
+    assert status == 0 and 'budget spent: 1 left (one/a/s0); the same command goes on' in err
+    status, _, err = call('run', '--budget', '.5')
+    assert status == 0 and 'nothing fits into the budget: 1 left (one/a/s0), the shortest needs about 9 min' in err
+    status, _, err = call('run', '--budget', '.5', '--force', '--kernel', 'plain')
+    assert status == 0 and 'to go on: imgcls run one/a --seeds 0 --profile quick --force' in err and 'same command' not in err
 
 
 def test_plan_run_status_show_and_compare_in_json(project):

@@ -148,12 +148,14 @@ def test_a_study_stands_for_its_best_run_on_valid(place):
     (['demo/a', 'new', '--average'], 'has nothing to be put together with'), (['demo/vote', 'new', '--average'], 'has a rule of its own (vote)'), (['demo/a', 'demo/vote', 'new', '--average'], 'cannot be a member'),
     (['demo/vote', 'new', '--probabilities'], 'a vote has none'), (['demo/a', 'new', '--columns', 'id'], 'two different names are needed'), (['demo/a', 'new', '--columns', 'id,3', '--probabilities'], "'3' is the name of a class too"),
     (['demo/a', 'new', '--mark', '3'], 'the name of a class'), (['demo/a', 'new', '--gallery', 'no/page.html'], 'no such folder no'), (['demo/a', 'new', '-o', 'no/sub.csv'], 'no such folder no'),
-    (['demo/a', 'new', '--gallery', 'p.html', '--gallery-classes', '11'], "no class '11'"), (['demo/a', 'new', '--gallery-images', '0'], 'whole number from 1'), (['demo/a', 'new', '--seed', '9'], 'demo/a: no'),
+    (['demo/a', 'new', '--gallery', 'p.html', '--gallery-classes', '11'], "no class '11'"), (['demo/a', 'new', '--gallery-images', '0'], 'whole number from 1'), (['demo/a', 'new', '--seed', '9'], 'demo/a: no'), (['demo/a', 'new', '--profile', '/tmp'], "'/tmp' is not a profile"), (['a**', 'new'], 'a**: no such study'),
+    (['demo/a', 'new', '--gallery', 'bad.csv'], 'give them different names'),
     (['optimizers/adam_tahn', 'new'], "did you mean 'adam_tanh'?"), (['optimizers/adam_tanh', 'new'], 'make it with: imgcls run optimizers/adam_tanh')], ids=lambda x: ' '.join(x) if isinstance(x, list) else '')
 def test_bad_input_is_one_line_and_writes_nothing(place, args, words):
     status, out, err = call('predict', *args, *([] if '-o' in args else ['-o', 'bad.csv']))
     last = err.strip().split('\n')[-1]
     assert status == 2 and words in last and out == '' and not (place/'bad.csv').exists() and not (place/'p.html').exists(), err
+    assert 'images, by' not in err or 'can be read' in words, 'refused only after the work'
 
 
 class Page(HTMLParser):

@@ -45,6 +45,64 @@ def test_expected_time_comes_from_records_then_from_the_study(project):
     assert runner.plan(['one/a'], seeds=[1]).jobs[0].minutes < 1 # seed 0 took seconds
 
 
+@pytest.mark.parametrize('text, says', [
+    ("runs: {a: {parrent: b}, b: }", "unknown key 'parrent' (did you mean 'parent'?)"), ('runs: [a, b]\nseeds: {quik: 3}', "seeds: 'quik' is not a profile (did you mean 'quick'?)"),
+    ('runs: {a: {minutes: {quik: 3}}, b: }', "runs: a: minutes: 'quik' is not a profile"), ('runs: {a: {minutes: {quick: .inf}}, b: }', 'finite'), ('runs: [{a: {minutes: {quick: 1}}}, b]', 'runs')])
+def test_a_bad_study_file_is_one_line(project, text, says):
+    project.put('params/one/study.yaml', f'question: Which?\n{text}\n')
+    with pytest.raises(BadInput) as e: runner.plan(['one'])
+    assert says in str(e.value) and 'study.yaml' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_copy_of_a_run_file_does_not_replace_the_runs_record(project):
+    assert runner.run(runner.plan(['one/a']), kernel='plain').status == 0
+    copy = project.put('try.yaml', 'study: one\nrun: a\nlr: 5e-3\n')
+    with pytest.raises(BadInput, match='one/a is a run of params/ already; give it another study or run name'): runner.plan([str(copy)])
+    copy.write_text('study: one\nrun: mine\nlr: 5e-3\n')
+    assert [j.id for j in runner.plan([str(copy)]).todo] == ['one/mine/s0'] and not runner.plan(['one/a']).todo
+
+
+def test_forced_in_any_order_takes_what_lies_between(project):
+    for name, needs in (('za', ''), ('zb', 'depends_on: [za]\n'), ('zc', 'depends_on: [zb]\n')): project.study(name, more=needs, r='{}\n')
+    assert runner.run(runner.plan(['zc']), kernel='plain').status == 0
+    for order in (['za', 'zc'], ['zc', 'za']): assert {j.id for j in runner.plan(order, force=True).todo} == {'za/r/s0', 'zb/r/s0', 'zc/r/s0'}, order
+    assert not runner.plan(['zc']).todo
+
+
+def test_a_run_trained_again_for_its_weights_is_planned_like_any_other(project):
+    project.study('two', t='arch: resnet18\nweights: run:base/net\n'); project.study('base', net='arch: resnet18\n')
+    assert runner.run(runner.plan(['two']), kernel='plain').status == 0
+    (project.results/'quick/base/net/s0/model.safetensors').unlink()
+    project.put('params/two/t.yaml', 'arch: resnet18\nweights: run:base/net\nlr: 5e-3\n')
+    base = runner.plan(['two']).todo[0]
+    assert (base.id, base.state.why, base.forced) == ('base/net/s0', 'its weights are not here', True) and base.minutes is not None
+
+
+def test_an_interrupted_run_is_expected_to_take_what_is_left_of_it(project):
+    from imgcls.records import begin_record
+    project.put('params/one/study.yaml', 'question: Which?\nruns: {a: {minutes: {quick: 40}}, b: }\n')
+    p = load_params('one/a', 'quick')
+    (begin_record(p)/'progress.json').write_text('{"epoch": 9, "epochs": 10}')
+    [job] = runner.plan(['one/a']).jobs
+    assert job.state.name == 'interrupted' and job.minutes == pytest.approx(4)
+    project.put('params/one/a.yaml', 'lr: 3e-3\n') # what it left is of other parameters
+    assert runner.plan(['one/a']).jobs[0].minutes == 40
+
+
+def test_a_resumed_run_took_at_least_its_training(project):
+    assert runner.run(runner.plan(['one/a']), kernel='plain').status == 0
+    f = project.results/'quick/one/a/s0/record.json'; d = json.loads(f.read_text())
+    d['timing'] = dict(total_seconds=60., train_seconds=600.); f.write_text(json.dumps(d))
+    assert runner.status(['one/a'])[0]['minutes'] == 10
+
+
+def test_a_plan_that_only_looks_fetches_nothing(project, monkeypatch):
+    from imgcls import data
+    project.put('params/one/a.yaml', 'dataset: cifar10\n'); monkeypatch.setenv('IMGCLS_DATA', str(project.root)); monkeypatch.setenv('FASTAI_HOME', str(project.root))
+    monkeypatch.setattr(data, '_download', lambda *a: pytest.fail('a download'))
+    assert [j.id for j in runner.plan(['one/a'], download=False).todo] == ['one/a/s0']
+
+
 # ---- what is up to date
 
 def test_only_what_changed_runs_again_and_status_says_which_part(project):

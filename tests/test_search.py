@@ -186,6 +186,18 @@ def test_a_table_of_settings_is_trained_as_it_is(quick_fit, tmp_path):
     assert [d['lr'] for d in read_settings(p.but(trials=3))] == [.01, .04, .07] # evenly spread
     assert read_settings(p)[0]['arch_args.filters'] == [8, 16]
 
+def test_a_short_table_leaves_the_record_that_was_asked_for(quick_fit, tmp_path):
+    p = params(space={}, settings=str(settings(tmp_path, 'lr\n.1\n.2\n.3\n')), trials=20)
+    s = run_search(p, tmp_path, 1)
+    assert len(s.trials) == 3 and s.p.key == p.key
+
+def test_a_null_that_wins_stays_a_null(quick_fit, tmp_path):
+    p = params(space=dict(lr=dict(log=[1e-3, .1]), grad_clip=dict(choice=[None, 1.])), trials=8)
+    s = run_search(p, tmp_path, 1)
+    assert set(s.trials.grad_clip) == {None, 1.} and all(trial_params(p, {k: row[k] for k in s.names}).grad_clip == row['grad_clip'] for row in s.trials.to_dict('records'))
+    s.trials.map(lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v).to_csv(tmp_path/'trials.csv', index=False)
+    assert [x is None for x in read_trials(tmp_path).grad_clip] == [x is None for x in s.trials.grad_clip]
+
 def test_the_published_settings_are_replayed():
     study = load_study('generated100_search')
     for run in [r for r in study.runs if r.startswith('replay_')]:
@@ -289,7 +301,7 @@ BAD = [
     (dict(space=dict(lr=dict(logg=[.1, 1]))), "did you mean 'log'?"), (dict(space=dict(lr=dict(log=[.1, 1, 2]))), '[low, high] above 0'), (dict(space=dict(lr=dict(log=[.1, True]))), '[low, high] above 0'), (dict(space=dict(opt=dict(choice=[]))), 'is empty'),
     (dict(space=dict(opt=dict(choice=['sgd', 'sdg']))), "did you mean 'sgd'?"), (dict(space=dict(momentum=dict(uniform=[.5, 1.5]))), 'momentum: 1.5 is not allowed'), (dict(space=dict(lr=dict(uniform=[.1, 1], length=2))), 'uniform takes no length'),
     (dict(space=dict(lr='narrow')), 'narrow: of which round?'), (dict(after='s/zero', space=dict(lr='narrow')), 'no such run in s'), (dict(after='s/a'), "no range of space is 'narrow'"), (dict(after='s/a', space=dict(weight_decay='narrow')), 's/a did not search it; it searched: '),
-    (dict(storage='/no/where.db'), "a database's URL"), (dict(storage='sqlite:////no/such/folder/x.db'), 'storage: sqlite:////no/such/folder/x.db: cannot be opened'), (dict(storage='oracel://x/y'), 'cannot be opened'), (dict(storage='postgresql://me:secret@host/db'), 'without a password'),
+    (dict(storage='/no/where.db'), "a database's URL"), (dict(storage='sqlite:////no/such/folder/x.db'), 'storage: sqlite:////no/such/folder/x.db: cannot be opened'), (dict(storage='oracel://x/y'), 'cannot be opened'), (dict(storage='postgresql://h:abc/db'), 'cannot be opened'), (dict(storage='postgresql://me:secret@host/db'), 'without a password'),
     (dict(sampler='tpee'), "did you mean 'tpe'?"), (dict(pruner='half'), 'allowed names: none, halving'), (dict(trials=0), 'trials'), (dict(settings='no.csv', space={}), 'cannot be read'), (dict(settings='x.csv'), 'leave one out'), (dict(trial='s/a/s0/1'), "'trial' is no parameter of template search")]
 
 @pytest.mark.parametrize('change, says', BAD, ids=[s for _, s in BAD])
@@ -302,8 +314,15 @@ def test_bad_input_is_one_line_and_status_2_before_any_training(project, capsys,
 
 def test_a_table_of_bad_settings_is_refused(project, capsys):
     tmp, put = project
-    for text, says in (('lr,dropout\n.1,.2\n', "column 'dropout' is no parameter"), ('lr\n2e400\n', 'lr'), ('max_valid_acc\n1\n', 'no settings')):
+    for text, says in (('lr,dropout\n.1,.2\n', "column 'dropout' is no parameter"), ('lr\n2e400\n', 'lr'), ('max_valid_acc\n1\n', 'no settings'), ('lr,momentum\n.1\n', 'row 1 has not as many values'), ('lr\n.1\n.1,.2\n', 'row 2 has not as many values'), ('lr\n[\n', "'[' is no value")):
         put('params/s/t.csv', text); put('params/s/b.yaml', yaml.safe_dump({k: v for k, v in SMALL.items() if k not in ('study', 'run', 'template', 'space')} | dict(settings='t.csv')))
         assert cli.main(['run', 's/b']) == 2
         err = capsys.readouterr().err
         assert says in err and err.count('\n') == 1
+
+def test_a_changed_table_of_settings_makes_its_record_stale(project):
+    tmp, put = project
+    put('params/s/t.csv', 'lr\n.1\n.2\n'); put('params/s/b.yaml', yaml.safe_dump({k: v for k, v in SMALL.items() if k not in ('study', 'run', 'template', 'space')} | dict(settings='t.csv')))
+    old, p = runner._settings_digest(load_params('s/b', 'quick')), load_params('s/b', 'quick')
+    put('params/s/t.csv', '\ufefflr\n.1\n.2\n'); assert runner._settings_digest(p) == old # the mark that Excel puts first
+    put('params/s/t.csv', 'lr\n.1\n.3\n'); assert runner._settings_digest(p) != old and list(old) == ['settings t.csv']
