@@ -134,5 +134,5 @@ def test_gpu_or_cluster(ran):
     got = t.records('quick', 'precision')
     assert sorted(got) == [f'{r}/s{s}' for r in ('bf16', 'fp32') for s in (0, 1, 2)]
     assert {k.split('/')[0]: r.env['dtype'] for k, r in got.items()} == dict(fp32='float32', bf16='bfloat16')
-    assert 'budget spent: 4 left' in t.of('--budget 0.001') and '[2/2]' in t.of('--cluster')
+    assert 'nothing fits into the budget: 4 left' in t.of('--budget 0.001') and '[2/2]' in t.of('--cluster')
     assert 'device ' in t.of('pick_device(') and 'Over paired seeds' in t.of('!imgcls compare')
