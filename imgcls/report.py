@@ -614,21 +614,21 @@ def ladder_figure(book:Book, study:str='ablation'):
 def ladder_table(book:Book, study:str='ablation'):
     "A row a step: what it changes, published and our change in points from its parent, and whether the seeds support ours."
     t, runs, d = _ladder(book, study)
-    floor, rows = noise_floor(study), []
+    floor, rows, apart = noise_floor(study), [], ''
     for k in t.index:
         x, r = t.loc[k], runs.get(k)
         before = None if x['parent'] != x['parent'] else t.loc[t['step'] == x['parent'], 'valid_acc_after'].iloc[0] # ours is a change from this step too
         if x['parent'] == x['before_step']: before = x['valid_acc_before']
         their = None if before is None else x['valid_acc_after'] - before
-        apart = f' <span class="ci">(the source: {x["valid_acc_after"] - x["valid_acc_before"]:+.0f} from step {int(x["before_step"])})</span>' if before is not None and x['parent'] != x['before_step'] else ''
+        if before is not None and x['parent'] != x['before_step']: apart += f' Step {int(x["step"])} is set beside step {int(x["parent"])}, which it changes; the source counts {x["valid_acc_after"] - x["valid_acc_before"]:+.0f} from step {int(x["before_step"])}.'
         rows.append({'step': r.link(str(int(x['step']))) if r else str(int(x['step'])), 'change': f'<span class="wide">{html.escape(x["change"])}</span>', 'from': '–' if x['parent'] != x['parent'] else str(int(x['parent'])),
-                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + (' <span class="ci">within noise</span>' if abs(their) <= floor else '') + apart,
+                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + (' <span class="ci">within noise</span>' if abs(their) <= floor else ''),
                      'our best valid %': r.cell(LADDER, False) if r else '<span class="missing">not run</span>', 'our change': f"{100*d.loc[k, 'difference']:+.1f}" if k in d.index else '–',
                      'our test %': r.cell(interval=False) if r else '–', 'verdict': html.escape(d.loc[k, 'verdict']) if k in d.index else '–'})
     same = runs.get('step01') and runs.get('step00')
     ours = f' Ours differ by {abs(100*d.loc["step01", "difference"]):.1f} points.' if same and 'step01' in d.index else ''
     return _html(rows_table(rows, 'The ladder, step by step; changes in points of best validation accuracy').data +
-                 f'<p class="note">Noise floor: step 1 divides by 1 and subtracts 0, so it changes nothing, yet the two published numbers differ by {floor:.0f} points; no smaller change proves anything there.{ours}</p>')
+                 f'<p class="note">Noise floor: step 1 divides by 1 and subtracts 0, so it changes nothing, yet the two published numbers differ by {floor:.0f} points; no smaller change proves anything there.{ours}{apart}</p>')
 
 # %% ../nbs/13_report.ipynb #c020b
 FREED = dict(head='head', last_stage='last stage and head', none='all')
