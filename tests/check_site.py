@@ -107,7 +107,7 @@ class Site:
         "A number of the runs table of page `name`, followed to the executed notebook, is the number in the record there."
         with self.page() as page:
             page.goto(f'{self.base}/{name}', wait_until='load')
-            links = page.locator('article table:has(caption:has-text("runs under the profile")) td a[title][href*="/s"]').filter(has_text=re.compile(r'^\d+\.\d$'))
+            links = page.locator('article table:has(caption:has-text("runs under the profile")) td a[title][href*="/s"]:not([href$="about.html"])').filter(has_text=re.compile(r'^\d+\.\d$'))
             if not links.count(): return [f'{name}: no number leads to a notebook']
             title, text = links.first.get_attribute('title'), links.first.inner_text()
             links.first.click()
