@@ -37,20 +37,19 @@ def table(rows:list[dict], # equal keys
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
 
 # %% ../nbs/14_cli.ipynb #c009
-def _left(out, plan, force:bool=False)->int:
-    "Say what failed, what is left and how to go on; the exit status."
+def _left(out, plan, budget:float|None=None, force:bool=False)->int:
+    "Say what failed, what is left and how to go on; the exit status. `budget` in minutes."
     from imgcls.runner import _first_line, duration
     for r in out.failed: print(f"failed: {r['id']}: {_first_line(r['error'])}", file=sys.stderr)
     if not out.left: return out.status
-    some = f"{len(out.left)} left ({', '.join(out.left[:5])}{', …' if len(out.left) > 5 else ''})"
-    jobs = {j.id: j for j in plan.jobs}
-    least = min((jobs[i].minutes for i in out.left if jobs[i].minutes is not None), default=None)
-    if out.stopped == 'budget' and not out.done and not out.failed and least is not None: said = f'nothing fits into the budget: {some}, the shortest needs about {duration(least*60)}'
-    else: said = f"{'budget spent' if out.stopped == 'budget' else 'stopped'}: {some}; the same command goes on"
-    again = {} # with --force the same command would begin at the first run again
-    for i in out.left if force else (): again.setdefault(jobs[i].p.seed, []).append(jobs[i].p.name)
-    if again: said = said.removesuffix('; the same command goes on') + '; to go on: ' + '; '.join(f"imgcls run {' '.join(names)} --seeds {s} --profile {plan.profile} --force" for s, names in again.items())
-    print(said, file=sys.stderr)
+    left = [j for j in plan.jobs if j.id in out.left]
+    least = min((j.minutes for j in left if j.minutes is not None), default=0)
+    why, how = 'budget spent' if out.stopped == 'budget' else 'stopped', 'the same command goes on'
+    if budget and least > budget and not out.done: why, how = 'nothing fits into the budget', f'the shortest needs about {duration(least*60)}'
+    elif force: # the same command would begin at the first run again
+        by_seed = {s: [j.p.name for j in left if j.p.seed == s] for s in dict.fromkeys(j.p.seed for j in left)}
+        how = 'to go on: ' + '; '.join(f"imgcls run {' '.join(names)} --seeds {s} --profile {plan.profile} --force" for s, names in by_seed.items())
+    print(f"{why}: {len(left)} left ({', '.join(out.left[:5])}{', …' if len(left) > 5 else ''}); {how}", file=sys.stderr)
     return out.status
 
 def cmd_run(a)->int:
@@ -63,7 +62,7 @@ def cmd_run(a)->int:
     if a.json and a.dry_run: print(json.dumps(plan.as_dict(), indent=1)); return 0
     print(plan, file=sys.stderr if a.json else sys.stdout, flush=True)
     out = runner.Outcome() if a.dry_run else runner.run(plan, a.jobs, a.cluster, a.timeout, a.budget, a.kernel)
-    _left(out, plan, a.force)
+    _left(out, plan, a.budget, a.force)
     if a.json: print(json.dumps(dict(plan.as_dict(), done=out.done, failed=out.failed, left=out.left, stopped=out.stopped), indent=1))
     return out.status
 
@@ -197,7 +196,7 @@ def cmd_report(a)->int:
         plan = runner.plan([], a.profile)
         print(plan, flush=True)
         out = runner.run(plan, a.jobs, budget=_positive('budget', a.budget))
-        status = _left(out, plan)
+        status = _left(out, plan, a.budget)
         if out.stopped == 'interrupted': return status
     from imgcls.report import build_book
     print(build_book(a.profile, a.output))

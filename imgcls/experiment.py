@@ -17,10 +17,10 @@ import pandas as pd, torch
 from .evaluation import TOP, average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
 from .loaders import dataloaders
 from .models import count_macs, count_parameters
-from .params import BadInput, Params, load_study, make_params, study_names
+from .params import BadInput, Params, make_params
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
-                            params_dir, write_atomic, write_record)
+                            params_dir, seed_for, write_atomic, write_record)
 from .records import predictions as read_predictions
 from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, probabilities, save_weights
 
@@ -167,8 +167,7 @@ def ensemble_members(p:Params, # of the template ensemble
     for name in p.members:
         study, run = name.split('/')
         have = {r.seed: (f, r) for f, r in find_records(p.profile, study, root) if r.run == run}
-        seeds = load_study(study).seeds_for(p.profile) if study in study_names() else [] # the planner's choice: the same seed where the study has it, else its first
-        planned = p.seed if p.seed in seeds or study == p.study or not seeds else seeds[0]
+        planned = seed_for(study, p)
         seed = planned if planned in have else min(have, default=None)
         if seed is None: raise BadInput(f'{p.name}: its member {name} has no record in profile {p.profile}; make it with: imgcls run {name} --profile {p.profile}')
         out[name] = have[seed]

@@ -75,11 +75,10 @@ def find_run(name:str, # study/run, a study, or a params file
     "Folder and record of a run, or of a study's best run on valid; `BadInput` says how to make what is missing."
     if name.endswith(('.yaml', '.yml')): f = run_file(name); name = f'{f.parent.name}/{f.stem}'
     study, _, run = name.strip('/').partition('/')
-    if not re.fullmatch(r'[^*?[]+', study): load_study(study) # knows the nearest; a pattern is no name
-    if profile and not re.fullmatch(r'[^*?[/\\]+', profile): profile_file(profile)
     found = [(f, r) for f, r in find_records(profile, study, root) if run in ('', r.run) and seed in (None, r.seed)]
     if not found:
-        if run: run_file(f'{study}/{run}') # knows the nearest name
+        if profile: profile_file(profile) # these three know the nearest name
+        if run: run_file(f'{study}/{run}')
         else: load_study(study)
         raise BadInput(f"{name}: no record{'' if seed is None else f' of seed {seed}'}{f' in profile {profile}' if profile else ''}; make it with: imgcls run {name} --profile {profile or 'quick'}")
     size = lambda r: PROFILE_ORDER.index(r.profile) if r.profile in PROFILE_ORDER else -1

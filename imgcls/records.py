@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'params_dir', 'tmp_dir', 'failed_dir', 'now',
-           'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'environment', 'git_state',
-           'begin_record', 'weights_record', 'write_record', 'commit_record', 'recover', 'fail_record', 'read_record',
-           'verify_record', 'find_records', 'results', 'history', 'predictions']
+           'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'environment', 'git_state', 'resumes',
+           'begin_record', 'seed_for', 'weights_record', 'write_record', 'commit_record', 'recover', 'fail_record',
+           'read_record', 'verify_record', 'find_records', 'results', 'history', 'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -168,14 +168,30 @@ def git_state()->dict[str, Any]:
     return dict(commit=head.stdout.strip(), dirty=bool(git('status', '--porcelain', '--untracked-files=no').stdout.strip()))
 
 # %% ../nbs/01_records.ipynb #c013
+def _tmp_key(p:Params)->str: return f'{p.key} {code_hash(p.template)}'
+
+def resumes(p:Params, root:Path|None=None)->bool:
+    "Whether an interrupted run of equal parameters and code left something to be taken up."
+    f = tmp_dir(params_dir(p, root))/'key'
+    return f.is_file() and f.read_text() == _tmp_key(p)
+
 def begin_record(p:Params, root:Path|None=None)->Path:
     "The `.tmp` folder of a run: empty, or as an interrupted run of equal parameters and code left it, so that its checkpoint is taken up."
-    tmp, key = tmp_dir(params_dir(p, root)), f'{p.key} {code_hash(p.template)}'
-    if (tmp/'key').is_file() and (tmp/'key').read_text() == key: return tmp
+    tmp = tmp_dir(params_dir(p, root))
+    if resumes(p, root): return tmp
     if tmp.exists(): shutil.rmtree(tmp)
     tmp.mkdir(parents=True)
-    write_atomic(tmp/'key', key)
+    write_atomic(tmp/'key', _tmp_key(p))
     return tmp
+
+def seed_for(study:str, # whose run
+             p:Params, # who builds on it
+             profile:str|None=None, # none: that of `p`
+             seeds:list[int]|None=None, # what the study has under it, where that is known already
+            )->int:
+    "The seed of a run that another builds on: its own where the study has it or is the same, else the study's first."
+    if seeds is None: seeds = load_study(study).seeds_for(profile or p.profile) if study in study_names() else [0]
+    return p.seed if p.seed in seeds or study == p.study else seeds[0]
 
 def weights_record(run:str, # study/run
                    p:Params, # who asks
@@ -183,8 +199,7 @@ def weights_record(run:str, # study/run
     "The record whose weights `run:study/run` means: of the same profile, else of the largest that has it; of the same seed where the run has it, else of its first."
     study, _, name = run.partition('/')
     for profile in dict.fromkeys([p.profile, 'full', 'cpu']):
-        seeds = load_study(study).seeds_for(profile) if study in study_names() else [0]
-        folder = run_dir(profile, study, name, p.seed if p.seed in seeds or study == p.study else seeds[0], root)
+        folder = run_dir(profile, study, name, seed_for(study, p, profile), root)
         if (folder/'record.json').exists(): return folder, read_record(folder)
     raise BadInput(f'weights: run:{run}: no record here; make it with: imgcls run {run} --profile {p.profile}')
 
@@ -252,7 +267,8 @@ def verify_record(folder:Path, deep:bool=True)->Record:
 def find_records(profile:str|None=None, study:str|None=None, root:Path|None=None)->list[tuple[Path, Record]]:
     "Whole records with their folders, by profile, study, run and seed. A spoilt one is a `BadInput`."
     root = Path(root or results_root())
-    found = sorted(root.glob(f"{profile or '*'}/{study or '*'}/*/s*/record.json"), key=lambda f: (f.parts[:-2], int(f.parent.name[1:]) if f.parent.name[1:].isdigit() else -1))
+    named = (f for f in root.glob('*/*/*/s*/record.json') if profile in (None, f.parts[-5]) and study in (None, f.parts[-4])) # a name is no pattern
+    found = sorted(named, key=lambda f: (f.parts[:-2], int(f.parent.name[1:]) if f.parent.name[1:].isdigit() else -1))
     return [(f.parent, read_record(f.parent)) for f in found if f.parent.name[1:].isdigit()]
 
 # %% ../nbs/01_records.ipynb #c017
@@ -261,9 +277,10 @@ def results(study:str|None=None, # all studies when None
             root:Path|None=None):
     "A DataFrame with a row for each whole record: identity, parameters, `valid_…` and `test_…` metrics, timing, folder."
     import pandas as pd
-    if study is not None and study not in study_names() and not any(Path(root or results_root()).glob(f'*/{study}')): load_study(study)
+    found = find_records(profile, study, root)
+    if not found and study is not None: load_study(study) # knows the nearest name
     rows = []
-    for folder, r in find_records(profile, study, root):
+    for folder, r in found:
         row = dict(study=r.study, run=r.run, seed=r.seed, profile=r.profile, status=r.status)
         row |= {k: v for k, v in r.params.items() if k not in row}
         for split in ('valid', 'test'): row |= {f'{split}_{k}': v for k, v in (r.metrics.get(split) or {}).items()}

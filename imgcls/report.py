@@ -13,7 +13,7 @@ __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'LEVELS', 'PUBLISHE
            'gain_figure', 'pretraining', 'Team', 'teams', 'retests', 'ensemble_answer', 'ensemble_tables',
            'ensemble_tests', 'ensemble_confusion', 'ensemble_retests', 'images_of', 'pictures', 'not_here', 'findings',
            'data_answer', 'data_section', 'errors_answer', 'errors_section', 'cost_rows', 'cost_answer', 'cost_figures',
-           'published_epoch_time', 'epoch_time', 'reached', 'time_to', 'benches', 'speedups', 'cost_table', 'Found',
+           'published_epoch_time', 'epoch_time', 'benches', 'speedups', 'cost_table', 'reached', 'time_to', 'Found',
            'searches', 'replays', 'spearman', 'replayed', 'search_answer', 'search_runs', 'search_tables',
            'importances', 'rounds_section', 'replay_section', 'samplers_answer', 'samplers_section', 'trained', 'front',
            'front_figure', 'contents', 'all_runs_answer', 'environment_answer', 'environments', 'commits', 'datasets',
@@ -406,8 +406,8 @@ def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):
     groups = _judged(r for r in book.runs(study) if r.run in h)
     for (data, valid, _), rs in groups.items():
         top = {r.run for r in sorted(rs, key=lambda r: -(r.mean('max_valid_accuracy') or 0))[:most]}
-        said = [f'{data}, {number(valid)} validation images']*(len(groups) > 1) + [f'the best {most} of {len(rs)} runs']*(len(rs) > most)
-        out.append(_shown(plot_curves({k: v for k, v in h.items() if k in top}, metric)).data + (f'<p class="note">{html.escape("; ".join(said).capitalize() if len(said) == 1 and len(groups) == 1 else "; ".join(said))}.</p>' if said else ''))
+        said = [f'Judged on {number(valid)} validation images of {data}.']*(len(groups) > 1) + [f'The best {most} of {len(rs)} runs.']*(len(rs) > most)
+        out.append(_shown(plot_curves({k: v for k, v in h.items() if k in top}, metric)).data + (f'<p class="note">{html.escape(" ".join(said))}</p>' if said else ''))
     return _html(''.join(out))
 
 def of_run(r:Runs)->str:
@@ -618,7 +618,6 @@ def ladder_table(book:Book, study:str='ablation'):
     for k in t.index:
         x, r = t.loc[k], runs.get(k)
         before = None if x['parent'] != x['parent'] else t.loc[t['step'] == x['parent'], 'valid_acc_after'].iloc[0] # ours is a change from this step too
-        if x['parent'] == x['before_step']: before = x['valid_acc_before']
         their = None if before is None else x['valid_acc_after'] - before
         if before is not None and x['parent'] != x['before_step']: apart += f' Step {int(x["step"])} is set beside step {int(x["parent"])}, which it changes; the source counts {x["valid_acc_after"] - x["valid_acc_before"]:+.0f} from step {int(x["before_step"])}.'
         rows.append({'step': r.link(str(int(x['step']))) if r else str(int(x['step'])), 'change': f'<span class="wide">{html.escape(x["change"])}</span>', 'from': '–' if x['parent'] != x['parent'] else str(int(x['parent'])),
@@ -1077,31 +1076,6 @@ def epoch_time(book:Book):
     other = any(stand_in(book, s) for s in pub['study'].unique()) # other images: their times say nothing beside these
     return _html(_shown(plot_epoch_time(pd.concat(keep).rename(columns=dict(epoch_seconds='seconds')), None if other else pub.dropna(subset='seconds'))).data + table)
 
-LEVELS = [i/100 for i in (*range(10, 91, 10), 94, 95, 96)]
-
-def reached(h, # history of a run
-            level:float)->tuple[float, int]|None:
-    "(training seconds, epochs) after which the valid accuracy was first at `level`, or None."
-    hit = (h['valid_accuracy'] >= level).to_numpy().nonzero()[0]
-    return (float(h['seconds'].iloc[:hit[0] + 1].sum()), int(hit[0]) + 1) if len(hit) else None
-
-def time_to(book:Book):
-    "Who reaches a valid accuracy soonest, of the networks trained from scratch: a table for each set of images, medians over seeds where every seed gets there. Training time to accuracy is the measure of DAWNBench."
-    out = []
-    for (data, valid, _), rs in _judged(r for r in book.all_done() if r.model and r.model.weights == 'none').items():
-        got = {r.name: (r, [history(f) for f, _ in r.seeds.values()]) for r in rs if all((f/'history.csv').exists() for f, _ in r.seeds.values())}
-        rows, last = [], (None, None)
-        for level in LEVELS:
-            at = {k: t for k, (_, hs) in got.items() if None not in (t := [reached(h, level) for h in hs])}
-            if not at: break
-            k = min(at, key=lambda k: statistics.median(s for s, _ in at[k])); r, (s, e) = got[k][0], zip(*at[k])
-            if k == last[0] and s == last[1]: rows.pop() # it leapt over several levels at once
-            last = k, s
-            rows.append({'valid accuracy %': percent(level), 'soonest': r.link(r.name), 'training s': link(number(statistics.median(s)), r.href) + (f' <span class="ci">({number(min(s))} to {number(max(s))})</span>' if len(s) > 1 else ''),
-                         'epochs': number(statistics.median(e)), 'seeds': number(len(s)), 'runs that get there': f'{len(at)} of {len(got)}'})
-        if rows: out.append(rows_table(rows, f'From scratch on {data}, {number(valid)} valid images: training seconds until the valid accuracy is first reached').data)
-    return _html(''.join(out))
-
 def _speedups(name:str, d:dict):
     "What a bench found, a row a comparison: (what, against, without, with, times, unit)."
     if name == 'loaders':
@@ -1141,6 +1115,32 @@ def cost_table(book:Book):
         rows.append({'run': r.link(r.name), 'data': html.escape(x['data']), 'test accuracy %': r.cell(interval=False), 'training s': n('train_seconds'), 'points a second': number(accuracy_per_second(x['test_accuracy'], x['train_seconds'])) if (x['train_seconds'] or 0) > 0 else '–',
                      's an epoch': n('epoch_seconds'), 'images a second': n('images_per_second'), 'parameters': n('parameters'), 'multiply-adds an image': n('macs'), 'memory MB': n('memory')})
     return rows_table(rows, 'What each run costs', True) if rows else front(book)
+
+# %% ../nbs/13_report.ipynb #c026d
+LEVELS = [i/100 for i in (*range(10, 91, 10), 94, 95, 96)]
+
+def reached(h, # history of a run
+            level:float)->tuple[float, int]|None:
+    "(training seconds, epochs) after which the valid accuracy was first at `level`, or None."
+    hit = (h['valid_accuracy'] >= level).to_numpy().nonzero()[0]
+    return (float(h['seconds'].iloc[:hit[0] + 1].sum()), int(hit[0]) + 1) if len(hit) else None
+
+def time_to(book:Book):
+    "Who reaches a valid accuracy soonest, of the networks trained from scratch: a table for each set of images, medians over seeds where every seed gets there. Training time to accuracy is the measure of DAWNBench."
+    out = []
+    for (data, valid, _), rs in _judged(r for r in book.all_done() if r.model and r.model.weights == 'none').items():
+        got = {r.name: (r, [history(f) for f, _ in r.seeds.values()]) for r in rs if all((f/'history.csv').exists() for f, _ in r.seeds.values())}
+        rows, last = [], (None, None)
+        for level in LEVELS:
+            at = {k: t for k, (_, hs) in got.items() if None not in (t := [reached(h, level) for h in hs])}
+            if not at: break
+            k = min(at, key=lambda k: statistics.median(s for s, _ in at[k])); r, (s, e) = got[k][0], zip(*at[k])
+            if k == last[0] and s == last[1]: rows.pop() # it leapt over several levels at once
+            last = k, s
+            rows.append({'valid accuracy %': percent(level), 'soonest': r.link(r.name), 'training s': link(number(statistics.median(s)), r.href) + (f' <span class="ci">({number(min(s))} to {number(max(s))})</span>' if len(s) > 1 else ''),
+                         'epochs': number(statistics.median(e)), 'seeds': number(len(s)), 'runs that get there': f'{len(at)} of {len(got)}'})
+        if rows: out.append(rows_table(rows, f'From scratch on {data}, {number(valid)} valid images: training seconds until the valid accuracy is first reached').data)
+    return _html(''.join(out))
 
 # %% ../nbs/13_report.ipynb #c026b
 @dataclass

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from .params import (NAMES, BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, read_settings, results_root, run_file,
                            study_names, template_keys, weight_sources, weights_file)
-from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, recover,
-                            template_file, tmp_dir, verify_record)
+from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, recover, resumes, seed_for,
+                            template_file, tmp_dir, verify_record, write_atomic)
 
 # %% ../nbs/11_runner.ipynb #c008
 DATA_KEYS = ('dataset', 'size', 'train_limit', 'train_share', 'valid_pct', 'valid_from', 'split_seed', 'unreadable')
@@ -205,8 +205,8 @@ def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
     out = []
     for request in [*(study.depends_on if study else []), *(entry.depends_on if entry else []), *p.members, *weight_runs(p), *([p.after] if p.after else [])]:
         for name in expand(request, profile):
-            seeds = _study(name.split('/')[0], project_root()).seeds_for(profile)
-            if name != p.name: out.append((name, p.seed if p.seed in seeds or name.split('/')[0] == p.study else seeds[0]))
+            other = name.split('/')[0]
+            if name != p.name: out.append((name, seed_for(other, p, seeds=_study(other, project_root()).seeds_for(profile))))
     return list(dict.fromkeys(out))
 
 # %% ../nbs/11_runner.ipynb #c016
@@ -226,17 +226,12 @@ def expected_minutes(p:Params, state:State|None=None)->float|None:
             with contextlib.suppress(BadInput): records.append(read_record(f.parent))
     epochs = lambda d: (sum(x['epochs'] for x in d.get('phases') or []) or d.get('epochs') or 1)*d.get('trials', 1)
     new, left = epochs(p.resolve().as_dict()), 1.
-    if state and state.name == 'interrupted' and _resumes(p):
+    if state and state.name == 'interrupted' and resumes(p):
         at = progress_of(params_dir(p)); left -= at.get('epoch', 0)/at['epochs'] if at.get('epochs') else 0
     took = [t*new/epochs(r.params) for r in records if (t := _took(r)) is not None]
     if took: return statistics.median(took)*left
     entry = _entry(p)[1]
     return entry.minutes[p.profile]*left if entry and p.profile in entry.minutes else None
-
-def _resumes(p:Params)->bool:
-    "Whether what an interrupted run left would be taken up: it is of equal parameters and code."
-    with contextlib.suppress(OSError): return (tmp_dir(params_dir(p))/'key').read_text() == f'{p.key} {code_hash(p.template)}'
-    return False
 
 @dataclass
 class Plan:
@@ -278,13 +273,14 @@ def plan(requests=(), # studies, runs or files; none: every study
     if seeds is not None and (not seeds or any(not isinstance(s, int) or s < 0 for s in seeds)):
         raise BadInput(f'seeds: {seeds} is not allowed; whole numbers from 0, such as 0,1,2')
     names = list(dict.fromkeys(n for r in (requests or study_names()) for n in expand(str(r), profile)))
-    jobs, checked, fingerprints, wanted = {}, set(), Fingerprints(), set()
+    jobs, checked, fingerprints = {}, set(), Fingerprints()
 
     def own_seeds(p)->list[int]:
         study = _entry(p)[0]
         return list(seeds) if seeds is not None else study.seeds_for(profile) if study else [p.seed]
 
     read = functools.cache(lambda name: load_params(name, profile, **(overrides or {})))
+    turns = [(name, seed) for turn in itertools.zip_longest(*[own_seeds(read(n)) for n in names]) for name, seed in zip(names, turn) if seed is not None]
     def mark(job, forced=False):
         "Have it run: what can be known before anything starts is looked at now."
         job.todo, job.forced, p = True, job.forced or forced, job.p
@@ -314,12 +310,10 @@ def plan(requests=(), # studies, runs or files; none: every study
             with contextlib.suppress(OSError, Timeout), _lock(folder): recover(folder)
         state = examine(p, fingerprints, _inputs(p, jobs, needs))
         job = jobs[id] = Job(p, state, needs)
-        if force and (name, seed) in wanted: mark(job, True)
+        if force and (name, seed) in turns: mark(job, True)
         elif not (state.name == 'done' or state.name == 'older code' and not changed_code): mark(job)
         return id
 
-    turns = [(name, seed) for turn in itertools.zip_longest(*[own_seeds(read(n)) for n in names]) for name, seed in zip(names, turn) if seed is not None]
-    wanted |= set(turns)
     for name, seed in turns: add(name, seed)
     more = True
     while more: # what follows from what will run, until nothing more does
@@ -355,7 +349,7 @@ class _Watch(threading.Thread):
         "Called as a cell starts: what `imgcls status` shows."
         if cell == 1: self.clock = time.monotonic() # a timeout is for the notebook, not for waiting for a kernel
         self.cell, self.cells = cell, cells
-        (self.tmp/'.cell.json').write_text(json.dumps(dict(cell=cell, cells=cells, pid=os.getpid(), host=socket.gethostname(), started=self.job['started'])))
+        write_atomic(self.tmp/'.cell.json', json.dumps(dict(cell=cell, cells=cells, pid=os.getpid(), host=socket.gethostname(), started=self.job['started'])))
 
     def run(self):
         while not self._over.wait(.2):
@@ -521,7 +515,6 @@ def _execute(job, p, folder, out)->dict:
         return out('failed', error, **seen)
     if job['inputs']: record.notes['inputs'] = job['inputs']
     for f in tmp.glob('checkpoint.*'): f.unlink(); record.files.pop(f.name, None)
-    from imgcls.records import write_atomic
     write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
     _tidy(tmp/'run.ipynb', p.template)
     if _spoilt(folder): _put_aside(folder)

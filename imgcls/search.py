@@ -17,8 +17,8 @@ import numpy as np, pandas as pd, yaml
 from .data import prepare_data
 from .experiment import class_counts, device_name
 from .loaders import dataloaders
-from .params import BadInput, Params, check_range, load_params, load_study, make_params, read_settings, study_names, template_keys, trial_params
-from .records import DataInfo, ModelInfo, Record, Timing, code_hash, commit_record, environment, find_records, git_state, now, read_record, run_dir, write_atomic, write_record
+from .params import BadInput, Params, check_range, load_params, make_params, read_settings, template_keys, trial_params
+from .records import DataInfo, ModelInfo, Record, Timing, code_hash, commit_record, environment, find_records, git_state, now, read_record, run_dir, seed_for, write_atomic, write_record
 from .training import fit, learner, read_checkpoint
 
 # %% ../nbs/12_search.ipynb #c006
@@ -78,22 +78,23 @@ def ranked(trials:pd.DataFrame)->pd.DataFrame:
     "Trials that ended by themselves, best first; of equal ones the earlier."
     return trials[trials['state'] == 'done'].sort_values(['max_valid_accuracy', 'trial'], ascending=[False, True], kind='stable')
 
+def _with_nulls(trials:pd.DataFrame)->pd.DataFrame:
+    "pandas makes NaN of a null beside numbers; a parameter's null means something."
+    for k in [c for c in trials if c not in _COLUMNS and trials[c].isna().any()]: trials[k] = trials[k].astype(object).where(trials[k].notna(), None)
+    return trials
+
 def read_trials(folder:Path)->pd.DataFrame:
     "The trials of a search's record, lists as lists: trial, state, max_valid_accuracy, best_epoch, epochs, seconds, error and a column a parameter."
     f = Path(folder)/'trials.csv'
     if not f.exists(): raise BadInput(f'{f}: no trials; run the search again')
-    trials = pd.read_csv(f).map(lambda v: json.loads(v) if isinstance(v, str) and v[:1] in '[{' else v)
-    for k in [c for c in trials if c not in _COLUMNS and trials[c].isna().any()]: trials[k] = trials[k].astype(object).where(trials[k].notna(), None) # null
-    return trials
+    return _with_nulls(pd.read_csv(f).map(lambda v: json.loads(v) if isinstance(v, str) and v[:1] in '[{' else v))
 
 def earlier_round(p:Params, root:Path|None=None)->tuple[Path, Record]:
     "The record of the round before: of the same profile and, where it has it, the same seed."
     study, run = p.after.split('/')
     seeds = {r.seed: (f, r) for f, r in find_records(p.profile, study, root) if r.run == run}
     if not seeds: raise BadInput(f'{p.name}: after: {p.after} has no record in profile {p.profile}; make it with: imgcls run {p.after} --profile {p.profile}')
-    named = load_study(study).seeds_for(p.profile) if study in study_names() else []
-    planned = p.seed if p.seed in named or study == p.study or not named else named[0] # as the planner chooses
-    return seeds.get(planned) or seeds[min(seeds)]
+    return seeds.get(seed_for(study, p)) or seeds[min(seeds)]
 
 def space_of(p:Params, root:Path|None=None)->dict:
     "The space with its narrowed ranges filled in."
@@ -282,12 +283,6 @@ def _side_by_side(p, space, folder, names):
         for f in [slots.submit(import_module('imgcls.search')._work, p.as_dict(), space, str(folder), n) for n in names]: f.result()
     finally: slots.close(kill=True)
 
-def _with_nulls(trials, rows):
-    "pandas makes NaN of a null beside numbers; a parameter's null means something."
-    for k in [c for c in trials if c not in _COLUMNS]:
-        if any(r.get(k) is None for r in rows): trials[k] = pd.Series([r.get(k) for r in rows], dtype=object)
-    return trials
-
 def found(study, # of Optuna
           p:Params, space:dict)->Search:
     "The trials in the storage as tables; `space` is that of the search."
@@ -299,7 +294,7 @@ def found(study, # of Optuna
         best = max(range(len(h)), key=lambda i: h[i]['valid_accuracy']) + 1 if h and a['state'] != 'diverged' else None
         rows.append(dict(trial=t.number, state=a['state'], max_valid_accuracy=a['value'], best_epoch=best, epochs=a['epochs'], seconds=round(sum(r['seconds'] for r in h), 3), error=a['error']) | a['values'])
         hist += [dict(trial=t.number) | r for r in h]
-    trials = _with_nulls(pd.DataFrame(rows, columns=None if rows else _COLUMNS), rows).sort_values('trial', ignore_index=True)
+    trials = _with_nulls(pd.DataFrame(rows, columns=None if rows else _COLUMNS)).sort_values('trial', ignore_index=True)
     return Search(p, space, trials.astype(dict(best_epoch='Int64')), pd.DataFrame(hist))
 
 # %% ../nbs/12_search.ipynb #c017b

@@ -64,14 +64,18 @@ def test_the_light_commands_import_nothing_heavy(project):
     assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
 
 
-def test_what_a_budget_leaves_is_said_so_that_it_can_go_on(project):
+def test_what_a_budget_leaves_is_said_so_that_it_can_go_on(project, monkeypatch):
     project.put('params/one/study.yaml', 'question: Which?\nruns: {a: {minutes: {quick: 9}}, b: {minutes: {quick: .01}}}\n')
     status, _, err = call('run', '--budget', '.5', '--kernel', 'plain')
     assert status == 0 and 'budget spent: 1 left (one/a/s0); the same command goes on' in err
     status, _, err = call('run', '--budget', '.5')
-    assert status == 0 and 'nothing fits into the budget: 1 left (one/a/s0), the shortest needs about 9 min' in err
+    assert status == 0 and 'nothing fits into the budget: 1 left (one/a/s0); the shortest needs about 9 min' in err
     status, _, err = call('run', '--budget', '.5', '--force', '--kernel', 'plain')
     assert status == 0 and 'to go on: imgcls run one/a --seeds 0 --profile quick --force' in err and 'same command' not in err
+    project.put('params/one/study.yaml', 'question: Which?\nruns: {a: {minutes: {quick: .01}}, b: {minutes: {quick: .01}}}\n')
+    monkeypatch.setenv('STANDIN_EPOCH', '1.5')
+    status, _, err = call('run', 'one/a', '--budget', 5/60, '--kernel', 'plain') # it seemed to fit, and was stopped
+    assert status == 0 and 'budget spent: 1 left (one/a/s0); the same command goes on' in err
 
 
 def test_plan_run_status_show_and_compare_in_json(project):
