@@ -313,13 +313,13 @@ def parser()->argparse.ArgumentParser:
     def command(name, fn, about, example):
         c = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + '.', epilog=f'example:\n  {example}', formatter_class=raw)
         c.set_defaults(fn=fn)
-        c.add_argument('--data', metavar='DIR', help='folder that holds the data sets (default: IMGCLS_DATA, else a cache)')
+        c.add_argument('--data', metavar='DIR', help='folder that holds the data sets (default: IMGCLS_DATA, else fastai\'s download folder)')
         c.add_argument('--results', metavar='DIR', help='folder of the records (default: IMGCLS_RESULTS, else results/)')
         return c
     def profile(c): c.add_argument('--profile', default='quick', metavar='NAME', help='the scale: a file in params/profiles (default: quick)')
     def as_json(c): c.add_argument('--json', action='store_true', help='print JSON for programs')
     def some_record(c):
-        c.add_argument('--profile', metavar='NAME', help='default: the largest that has the run'); c.add_argument('--seed', type=int, help='default: the first there is')
+        c.add_argument('--profile', metavar='NAME', help='default: the largest that has its weights'); c.add_argument('--seed', type=int, help='default: the first there is')
 
     c = command('run', cmd_run, 'train what is not up to date', 'imgcls run optimizers --profile quick --jobs 2')
     c.add_argument('what', nargs='*', metavar='STUDY|RUN|FILE', help='what to run (default: every study)')

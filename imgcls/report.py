@@ -161,9 +161,11 @@ class Runs:
         if i and n > 1: out += f' <span class="ci">± {100*(i[1] - i[0])/2:.1f}</span>'
         elif i: out += f' <span class="ci">({percent(i[0])}–{percent(i[1])})</span>'
         return out + (f' <span class="missing">({f"{bad} of {len(self.seeds)} seeds " if len(self.seeds) > 1 else ""}diverged)</span>' if bad else '')
+    @property
+    def mirrored(self)->bool: return any(r.params.get('tta') for r in self.records)
     def named(self)->str:
         "HTML: its linked name, and what is unusual in how it is judged."
-        return self.link() + (' <span class="ci">(with mirror images)</span>' if any(r.params.get('tta') for r in self.records) else '')
+        return self.link() + (' <span class="ci">(with mirror images)</span>' if self.mirrored else '')
     def seed_links(self)->str:
         return ', '.join(link(s, seed_page(self.study, self.run, s) if r.notebook else run_page(self.study, self.run)) for s, (_, r) in self.seeds.items())
 
@@ -328,7 +330,7 @@ def supported(d # from `comparisons`
     few = int((d['pairs'] < MIN_SEEDS).sum())
     more, rest = len(yes) - 3, len(d) - len(yes) - few
     return (f"Over {int(yes['pairs'].min())} or more paired seeds, {', '.join(said)}" + (f' and {more} more differences hold' if more > 0 else '')
-            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} none' if rest else '') + (f'; {few}{"" if rest else " other comparisons" if few > 1 else " other comparison"} ha{"ve" if few > 1 else "s"} too few seeds to tell' if few else '') + '.')
+            + (f'; {rest} other comparison{"s show" if rest > 1 else " shows"} no difference that holds over the seeds' if rest else '') + (f'; {few}{"" if rest else " other comparisons" if few > 1 else " other comparison"} ha{"ve" if few > 1 else "s"} too few seeds to tell' if few else '') + '.')
 
 def claim(book:Book, study:str)->str:
     "A sentence for each set of images that runs are judged on, as HTML: the best run on valid and what it reaches on test."
@@ -439,7 +441,10 @@ def best_report(book:Book, study:str):
 def provenance(book:Book, study:str|None=None):
     "Where the numbers of a page come from."
     run = f'imgcls run{f" {study}" if study else ""} --profile {book.profile}'
-    return _html(f'<p class="provenance">{html.escape(book.sources(study))} Made by <code>{html.escape(run)}</code>; {link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
+    recs = [r for r in book.records if study in (None, r.study)]
+    more = any(r.seed not in book.study(r.study).seeds_for(book.profile) for r in recs)
+    made = f'Made by <code>{html.escape(run)}</code>{", for some runs with further <code>--seeds</code>" if more else ""}; ' if recs else ''
+    return _html(f'<p class="provenance">{html.escape(book.sources(study))} {made}{link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
 
 # %% ../nbs/13_report.ipynb #c017
 # column → (value of a record, in words, unit)
@@ -593,7 +598,7 @@ def ladder_answer(book:Book, study:str='ablation'):
     have = [r for k, r in runs.items() if k in t.index and r.mean(LADDER) is not None]
     if not have: return missing(book, study)
     first, top = have[0], max(have, key=lambda r: r.mean(LADDER))
-    return _html(f'<p class="answer">From {first.link()} at <b>{first.cell(LADDER, False)}</b> % the {len(have)} steps run here lead up to <b>{top.cell(LADDER, False)}</b> % at {top.link()}, where the source went from '
+    return _html(f'<p class="answer">{first.link()} reaches <b>{first.cell(LADDER, False)}</b> %; of the {len(have)} steps trained here {top.link()} reaches most, <b>{top.cell(LADDER, False)}</b> %. The source went from '
                  f'{t["valid_acc_after"].iloc[0]:.0f} to {t["valid_acc_after"].max():.0f} % in {len(t)} steps (best validation accuracy). {supported(d.reset_index())}</p>')
 
 def ladder_figure(book:Book, study:str='ablation'):
@@ -690,7 +695,7 @@ def transfer_table(book:Book, study:str='transfer'):
             rows.append({'run': r.link(), 'what learns': html.escape(policy(rec.params)), 'weights of': weights_cell(book, r), 'training images': number(rec.data.images['train']), 'test accuracy %': r.cell(), 'macro F1 %': percent(r.mean('test.macro_f1')),
                          'test loss': number(r.mean('test.loss')), 'parameters trained': ', '.join(f'{n:,}' for n, _ in itertools.groupby(rec.model.trained)), 'training s': number(r.mean('timing.train_seconds')),
                          'network': html.escape(rec.model.arch), 'pixels': number(rec.model.size or rec.params['size'])})
-        out.append(rows_table(rows, f'{n}: networks by weights, by what learns, and by number of training images; two numbers of parameters: before and after the change', len(rows) > 8).data)
+        out.append(rows_table(rows, f'{n}: networks by weights, by what learns, and by number of training images; where two numbers of parameters stand, the first learn while layers are frozen, the second afterwards', len(rows) > 8).data)
     return _html(''.join(out)) # without rows the answer above says how to make them
 
 def transfer_curves(book:Book, study:str='transfer'):
@@ -839,7 +844,7 @@ def ensemble_answer(book:Book, study:str='ensembles'):
             f'{_points(r)}, {"no difference shown" if t.verdict(t.top.run).startswith("no") else "a difference"} between these two trained models on these images.']
     for x in retests(book, study):
         if x['rule'] != 'average' or x['row'] is None: continue
-        said.append(f'The average that was published came out {100*abs(x["ensemble"] - x["best"]):.1f} points {"below" if x["ensemble"] < x["best"] else "above"} its best member; ours of {book.run(study, x["run"]).link()} stands at {_points(x["row"])}: {_again(x)}.')
+        said.append(f'The average that was published came out {100*abs(x["ensemble"] - x["best"]):.1f} points {"below" if x["ensemble"] < x["best"] else "above"} its best member; our {book.run(study, x["run"]).link()} is at {_points(x["row"])} against its best member: {_again(x)}.')
     return _html(f'<p class="answer">{" ".join(said)}</p>')
 
 def ensemble_tables(book:Book, study:str='ensembles'):
@@ -971,7 +976,7 @@ def errors_answer(book:Book):
         if len(m): said.append(f'on {html.escape(n)} {b.link(b.name)} takes <b>{html.escape(str(m["true"][0]))}</b> for <b>{html.escape(str(m["predicted"][0]))}</b> most often ({m["images"][0]} test images, {percent(m["share"][0])} % of the class)')
     if not said: return front(book)
     text = '; '.join(said)
-    return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Below are the pictures it was surest about and wrong, from the best model on valid for each set of images.</p>')
+    return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Below, for each set of images: what its best model confuses most, and the test images on which its loss is highest.</p>')
 
 def errors_section(book:Book, pairs:int=5, worst:int=10):
     "For each set of images: the most confused pairs and the highest losses of the best run on valid, as pictures where they are here. `pairs` of classes and the `worst` images for each data set."
@@ -1139,7 +1144,7 @@ def time_to(book:Book):
             last = k, s
             rows.append({'valid accuracy %': percent(level), 'soonest': r.link(r.name), 'training s': link(number(statistics.median(s)), r.href) + (f' <span class="ci">({number(min(s))} to {number(max(s))})</span>' if len(s) > 1 else ''),
                          'epochs': number(statistics.median(e)), 'seeds': number(len(s)), 'runs that get there': f'{len(at)} of {len(got)}'})
-        if rows: out.append(rows_table(rows, f'From scratch on {data}, {number(valid)} valid images: training seconds until the valid accuracy is first reached').data)
+        if rows: out.append(rows_table(rows, f'From scratch on {data}, {number(valid)} validation images: training seconds until the accuracy on them is first reached').data)
     return _html(''.join(out))
 
 # %% ../nbs/13_report.ipynb #c026b
@@ -1203,7 +1208,7 @@ def search_answer(book:Book, study:str):
             f'({top.runs.link()}: {html.escape(top.settings(top.best))}). ')
     ranks = {k: spearman(*replayed(f)) for k, f in replays(found).items()}
     sure = [k for k, r in ranks.items() if r and r[1] > 0]
-    if any(ranks.values()): text += f'Of {sum(bool(r) for r in ranks.values())} published tables trained again here, {len(sure)} rank{"s" if len(sure) == 1 else ""} the settings as published beyond doubt (95 % interval of the rank correlation above 0).'
+    if any(ranks.values()): text += f'Of {sum(bool(r) for r in ranks.values())} published tables trained again here, {len(sure)} agree{"s" if len(sure) == 1 else ""} in rank with the published settings (the 95 % interval of the rank correlation lies above 0).'
     else: text += 'How far the published ranking holds here is not known under this profile: no published table has been trained again with five settings or more.'
     return _html(f'<p class="answer">{text}</p>')
 
@@ -1322,8 +1327,8 @@ def samplers_answer(book:Book, study:str='samplers', base:str='random'):
     for k, r in runs.items():
         if k == base: continue
         i = b.interval('max_valid_accuracy') if len(b.seeds) > 1 else None
-        within = '' if not i else f', {"within" if i[0] <= r.mean("max_valid_accuracy") <= i[1] else "outside"} the interval of the other'
-        said.append(f'{r.link()} {r.cell("max_valid_accuracy")} % for {100*r.mean("epochs_spent")/b.mean("epochs_spent"):.0f} % of its epochs{within}')
+        within = '' if not i else f', {"within" if i[0] <= r.mean("max_valid_accuracy") <= i[1] else "outside"} the interval of the search it is compared with'
+        said.append(f'{r.link()} finds {r.cell("max_valid_accuracy")} % in {100*r.mean("epochs_spent")/b.mean("epochs_spent"):.0f} % of these epochs{within}')
     return _html(f'<p class="answer">{"; ".join(said)}. {supported(d.reset_index())}</p>')
 
 def samplers_section(book:Book, study:str='samplers', base:str='random'):
@@ -1385,7 +1390,7 @@ def all_runs_answer(book:Book):
     if not recs: return front(book)
     n, diverged, gone = len(recs), sum(r.status == 'diverged' for r in recs), sum(r.notebook_elsewhere for r in recs)
     hand = sum(not r.notebook for r in recs) - gone
-    words = [f'{n - hand - gone} link to the executed notebook that made them'] + [f'{gone} of later seeds left theirs on the machine that ran them']*bool(gone) + [f'{hand} were run by hand']*bool(hand)
+    words = [f'{n - hand - gone} link to the executed notebook that made them'] + [f'{gone} of later seeds: notebook only on the machine that ran them']*bool(gone) + [f'{hand} were run by hand']*bool(hand)
     return _html(f'<p class="answer">{n} records of {len(book.by_run)} runs stand under the profile <b>{html.escape(book.profile)}</b>, {f"{diverged} of them diverged" if diverged else "none of them diverged"}. '
                  + (f"{', '.join(words)}." if hand or gone else 'Every one links to the executed notebook that made it.') + '</p>')
 
@@ -1416,7 +1421,7 @@ def commits(book:Book):
         rows.setdefault(k, []).append(r)
     if not rows: return front(book)
     return rows_table([{'commit': link(c[:9] or '–', commit_url(rs[0])), 'changed files': 'yes' if dirty else 'no', 'code': 'as now' if now else 'older', 'records': str(len(rs)), 'ended': max(r.ended for r in rs)[:10]} for (c, dirty, now), rs in rows.items()],
-                      'Commits that made the records; older code: a room that training depends on has changed since')
+                      'Commits that made the records; older code: a module that training depends on has changed since')
 
 def datasets(book:Book):
     "The images of this profile's records: splits and fingerprint."
@@ -1434,12 +1439,12 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
     names = [profile] if profile else ['full', 'cpu']
     book = next((b for b in (Book(p, root) for p in names) if b.all_done()), None)
     if book is None: return f"No results of the profile{'s' if len(names) > 1 else ''} {' or '.join(f'`{n}`' for n in names)} are committed yet; `make report` trains the `quick` profile in minutes and builds its book.", None
-    lines = ['| study | best run on valid | test accuracy % (95 % interval) | data | test images | parameters | training time | hardware | runs |', '|---|---|---|---|---|---|---|---|---|']
+    lines = ['| study | best run on valid | test accuracy % (95 % interval) | data | test images | parameters | training time | hardware | runs compared |', '|---|---|---|---|---|---|---|---|---|']
     shown = {}
     for s in book.studies:
         for b, rs in zip(book.bests(s), _judged(book.done(s)).values()):
             i, secs = b.interval(), b.mean('timing.train_seconds')
-            lines.append(f"| {book.title(s)} | `{b.name}` | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(rs)} |")
+            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(rs)} |")
     for r in max(_judged(r for r in book.all_done() if (r.mean('timing.train_seconds') or 0) > 0).values(), key=len): # accuracies on other images do not compare
         x = r.mean('timing.train_seconds'); shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
     n = trained(book)

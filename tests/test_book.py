@@ -223,7 +223,7 @@ def test_only_what_seeds_support_is_claimed(project, tmp_path):
     d = comparisons(book, 'optimizers', [('sgd_tanh', 'adam_tanh'), ('adam_tanh', 'adam_leakyrelu'), ('sgd_tanh', 'sgd_leakyrelu')])
     assert d['verdict'].str.startswith('gain').tolist() == [True, False, False]
     said = supported(d)
-    assert 'adam_tanh is 30.6 points above sgd_tanh' in said and '1 other comparison shows none; 1 has too few seeds to tell' in said and 'leakyrelu' not in said
+    assert 'adam_tanh is 30.6 points above sgd_tanh' in said and '1 other comparison shows no difference that holds over the seeds; 1 has too few seeds to tell' in said and 'leakyrelu' not in said
     assert 'no difference is claimed' in supported(d.iloc[1:2])
 
 TOOK = dict(weights=dict(source='run:pretrain/mobilenet_v2 (quick, seed 0, 0123456789ab)', left_out=['imagenet: offline']))
@@ -240,7 +240,7 @@ def test_transfer_is_a_gain_only_where_seeds_support_it(project, tmp_path):
     assert d['claimed'].to_dict() == dict(tiny_fine_tune_10=True, tiny_head_10=False, cifar_fine_tune_10=False)
     assert d['verdict']['cifar_fine_tune_10'].startswith('not claimed: one seed') and d['name']['tiny_head_10'] == 'head alone'
     said = transfer_answer(book).data
-    assert 'tiny_fine_tune_10 is 15.6 points above tiny_scratch_10' in said and '1 other comparison shows none; 1 has too few seeds to tell' in said
+    assert 'tiny_fine_tune_10 is 15.6 points above tiny_scratch_10' in said and '1 other comparison shows no difference that holds over the seeds; 1 has too few seeds to tell' in said
     assert re.search(r'digits <b><a[^>]*>cifar_fine_tune_10</a></b>, the best on valid, reaches <b><a[^>]*>60.0</a>', said) and '40.0' in said
     table = transfer_table(book).data
     assert 'href="runs/pretrain/mobilenet_v2/s0.html" title="imagenet: offline">pretrain/mobilenet_v2 (quick)' in table and 'head, then all (fine_tune)' in table
@@ -259,7 +259,7 @@ def test_ensembles_beside_their_best_member(project, tmp_path):
     book = Book('quick', root)
     said = plain(ensemble_answer(book))
     assert 'vote (majority vote), the best ensemble on valid, gets 95.0 % of the test images right and its best member capacity/medium_32 70.0 %: +25.0 points' in said and 'these two trained models' in said
-    assert 'ours of average stands at -20.0 points' in said and 'the same here' in said
+    assert 'our average is at -20.0 points' in said and 'against its best member: the same here' in said and 'the same here' in said
     page = plain(ensemble_tests(book))
     assert 'two trained models on the same images, not two methods' in page and 'no difference shown' in page and 'differ' in page
     assert 'member, best on valid' in plain(ensemble_tables(book)) and '+1.2 points' in plain(ensemble_retests(book))
@@ -324,7 +324,7 @@ def test_notebooks_of_later_seeds_may_stay_where_they_ran(project, tmp_path):
     try:
         verify_record(f.parent); book = Book('quick'); stage_runs(book, tmp_path); about = (tmp_path/'runs/optimizers/adam_tanh/about.md').read_text()
         assert 's0.html' in about and 's1.html' not in about and 'not kept' in about and not (tmp_path/'runs/optimizers/adam_tanh/s1.ipynb').exists()
-        assert '1 of later seeds left theirs' in plain(all_runs_answer(book))
+        assert '1 of later seeds: notebook only on' in plain(all_runs_answer(book))
     finally: f.write_bytes(kept); (tmp_path/'kept').rename(q)
     g = f.parents[1]/'s0'/'run.ipynb'; kept = g.read_bytes(); g.unlink()
     try:

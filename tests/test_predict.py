@@ -1,5 +1,5 @@
 "Labels for new images: order of rows, every kind of file, votes and averages, the gallery, ONNX, and what is refused. Digits only, but for one test that says so."
-import csv, io, itertools, json, os, re, subprocess, sys, tarfile, zipfile
+import csv, io, itertools, json, os, re, shutil, subprocess, sys, tarfile, zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +10,10 @@ from PIL import Image
 from imgcls import cli
 from imgcls.data import load_data
 from imgcls.evaluation import average, predictions
-from imgcls.experiment import ensemble_members, member_predictions, put_together, save_ensemble
+from imgcls.experiment import ensemble_members, load_run, member_predictions, put_together, save_ensemble
 from imgcls.params import BadInput, make_params
 from imgcls.predict import Model, Team, find_images, find_run, label_images, load_team, natural, split_arguments
-from imgcls.records import begin_record, read_record
+from imgcls.records import begin_record, read_record, write_record
 from tests.small import small_params, small_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +137,19 @@ def test_a_study_stands_for_its_best_run_on_valid(place):
     best = max((read_record(f.parent) for f in place.glob('results/quick/demo/*/s*/record.json')), key=lambda r: r.metric('valid'))
     assert f'by {best.name} (seed' in call('predict', 'demo', 'new')[2] or best.params['template'] == 'ensemble' or best.name in ('demo/two', 'demo/light')
     assert find_run('demo')[1].name == best.name
+
+def test_a_record_whose_weights_are_elsewhere_gives_way_to_a_smaller_one(place):
+    try:
+        for run in ('a', 'b', 'vote'): # as a clone finds committed records: no weights beside them
+            kept = next(place.glob(f'results/quick/demo/{run}/s*')); folder = place/'results/cpu/demo'/run/kept.name
+            shutil.copytree(kept, folder, ignore=shutil.ignore_patterns('model.safetensors'))
+            write_record(folder, read_record(kept).model_copy(update=dict(profile='cpu')))
+        assert [find_run(f'demo/{r}')[1].profile for r in ('a', 'vote')] == ['quick', 'quick'] and load_run('demo/a').params.profile == 'quick'
+        status, _, err = call('predict', 'demo/a', 'new', '--profile', 'cpu')
+        assert status == 2 and 'no weights in' in err
+        shutil.copy(place/'results/quick/demo/a/s0/model.safetensors', place/'results/cpu/demo/a/s0')
+        assert [find_run(f'demo/{r}')[1].profile for r in ('a', 'vote')] == ['cpu', 'quick'] # of the vote, one member's weights are not all
+    finally: shutil.rmtree(place/'results/cpu')
 
 
 @pytest.mark.parametrize('args,words', [
