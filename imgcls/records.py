@@ -162,10 +162,9 @@ def environment(device:str='cpu')->dict[str, str]:
 def git_state()->dict[str, Any]:
     "Commit, and whether tracked files differ from it; empty outside a repository."
     git = lambda *a: subprocess.run(['git', '-C', str(project_root()), *a], capture_output=True, text=True, timeout=20)
-    try: head = git('rev-parse', 'HEAD')
+    try: head, changes = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--untracked-files=no')
     except (OSError, subprocess.TimeoutExpired): return {}
-    if head.returncode: return {}
-    return dict(commit=head.stdout.strip(), dirty=bool(git('status', '--porcelain', '--untracked-files=no').stdout.strip()))
+    return {} if head.returncode else dict(commit=head.stdout.strip(), dirty=bool(changes.stdout.strip()))
 
 # %% ../nbs/01_records.ipynb #c013
 def _tmp_key(p:Params)->str: return f'{p.key} {code_hash(p.template)}'

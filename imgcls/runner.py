@@ -384,7 +384,7 @@ class _Watch(threading.Thread):
         hung = self.reason.startswith('timed out') and hasattr(os, 'killpg')
         if hung:
             with contextlib.suppress(OSError): os.killpg(self.process.pid, signal.SIGINT)
-            if self._over.wait(3): return
+            if self._over.wait(10): return
         with contextlib.suppress(OSError):
             if hasattr(os, 'killpg'): os.killpg(self.process.pid, signal.SIGKILL)
             else: self.process.kill()
@@ -518,8 +518,8 @@ def _execute(job, p, folder, out)->dict:
     write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
     _tidy(tmp/'run.ipynb', p.template)
     if _spoilt(folder): _put_aside(folder)
-    commit_record(tmp, folder, notebook=True)
     if failed.exists(): shutil.rmtree(failed)
+    commit_record(tmp, folder, notebook=True)
     return out('done', **seen, **_outcome(folder))
 
 def _stamp(record:Record|None)->str:
@@ -610,7 +610,7 @@ class DaskSlots:
     def __init__(self, address:str, n:int|None=None):
         try: from distributed import Client
         except ImportError: raise BadInput("--cluster needs Dask: pip install 'imgcls[cluster]'") from None
-        try: self.client = Client(address, timeout=5, set_as_default=False)
+        try: self.client = Client(address, timeout=20, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as e: raise BadInput(f'--cluster {address}: no scheduler answers there ({_first_line(str(e)) or type(e).__name__}); start one with: dask scheduler') from None
         self.pool, self._n = self.client.get_executor(pure=False), n
     @property

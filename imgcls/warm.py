@@ -109,7 +109,8 @@ def serve(path, linger, preload):
                 if os.stat(path).st_ino != mine: return # another has taken its place
             except OSError: return
     finally:
-        if os.path.exists(path) and os.stat(path).st_ino == mine: os.unlink(path)
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == mine: os.unlink(path)
 
 def _serve_one(conn, listener, leases)->bool:
     conn.settimeout(10)
@@ -243,7 +244,7 @@ def client(argv)->int:
 def _client(argv)->int:
     parent, env = os.getppid(), dict(os.environ)
     for _ in range(3):
-        s = _connect(ensure())
+        s = _connect(ensure(3 if env.get('IMGCLS_RUNNER') else 600)) # the runner's own has ended: its successor shall not outlive it
         if s is None: continue
         wake, waker = socket.socketpair(); waker.setblocking(False)
         try:

@@ -81,11 +81,11 @@ class Site:
         "The search for `words` lists the page `target`."
         with self.page() as page:
             page.goto(f'{self.base}/search.html?q={words}', wait_until='load')
-            try: page.wait_for_selector('#search-results a')
-            except TimeoutError: return [f'search.html: nothing found for {words}']
-            page.wait_for_timeout(500)
-            links = page.evaluate("[...document.querySelectorAll('#search-results a')].map(a => a.href)")
-        return [] if any(target in x for x in links) else [f'search.html: {words} does not find {target}: {links[:5]}']
+            try: page.wait_for_selector(f'#search-results a[href*="{target}"]')
+            except TimeoutError:
+                links = page.evaluate("[...document.querySelectorAll('#search-results a')].map(a => a.href)")
+                return [f'search.html: {words} does not find {target}: {links[:5] or "nothing"}']
+        return []
 
     def runs_sort(self):
         "The table of all runs sorts by test accuracy both ways, and its field filters."

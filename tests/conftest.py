@@ -20,14 +20,14 @@ def browser():
     if path is None:
         (pytest.fail if os.environ.get('IMGCLS_REQUIRE_BROWSER') else pytest.skip)('no browser: install Chromium (Debian: apt-get install chromium; elsewhere: playwright install chromium)')
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'])
+        b = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'], timeout=120_000)
         yield b
         b.close()
 
 @pytest.fixture
 def browser_page(browser):
     "A page, and the list of what went wrong on it: requests to hosts other than this machine, failed requests, console errors."
-    context = browser.new_context(); page = context.new_page(); problems = []
+    context = browser.new_context(); context.set_default_timeout(120_000); page = context.new_page(); problems = []
     page.on('console', lambda m: problems.append(f'console {m.text}') if m.type == 'error' else None)
     page.on('pageerror', lambda e: problems.append(f'error {e}'))
     page.on('request', lambda r: None if r.url.startswith(('http://127.0.0.1:', 'data:', 'blob:', 'file:')) else problems.append(f'{r.url} external request'))

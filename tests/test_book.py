@@ -198,10 +198,11 @@ def test_the_browser_check_can_fail(site, browser, tmp_path):
     g = bad/'all_runs.html'; g.write_text(g.read_text().replace('_static/table.js', '_static/none.js'))
     assert any('gone.html leads nowhere' in x for x in check_site(bad))
     with served(bad) as base:
-        s = Site(bad, base, browser); s.timeout = 6000
+        s = Site(bad, base, browser)
         found = s.every_page(['index.html']) + s.accessible(['index.html'], ['light'])
         for words in ('does not load', 'no description', 'scrolls sideways', 'console: bad', 'asks another host', 'color-contrast'): assert any(words in x for x in found), words
         assert '99.9' in str(s.number_leads_to_its_record('ladder.html'))
+        s.timeout = 6000
         assert s.search_finds('nosuchrunname', 'runs/')
         with pytest.raises(Exception): s.runs_sort()
 

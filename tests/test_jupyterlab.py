@@ -1,5 +1,5 @@
 "Someone opens a notebook in JupyterLab and runs all cells: a browser, the menu, no error, and a record."
-import json, os, secrets, shutil, signal, socket, subprocess, sys, time
+import json, os, secrets, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -12,29 +12,28 @@ from tests.fixtures import ROOT
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 MINUTES = 8  # for a notebook, on a machine that is busy with other things
 
-def free_port()->int:
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
-
 @contextmanager
 def jupyterlab(root, tmp):
     "A server over `root` with settings of its own; its address and token. Whatever happens, it and its kernels end with the block."
-    port, token = free_port(), secrets.token_hex(16)
+    token = secrets.token_hex(16)
     settings = tmp/'lab/@jupyterlab/apputils-extension'; settings.mkdir(parents=True)
     (settings/'notification.jupyterlab-settings').write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
     env = {k: v for k, v in os.environ.items() if not k.startswith(('JUPYTER', 'JPY_')) and k not in ('IMGCLS_PROJECT', 'IMGCLS_DATA')}
     env |= {f'JUPYTER_{k}_DIR': str(tmp/k.lower()) for k in ('CONFIG', 'DATA', 'RUNTIME')}
     env |= dict(JUPYTERLAB_SETTINGS_DIR=str(tmp/'lab'), JUPYTERLAB_WORKSPACES_DIR=str(tmp/'workspaces'), IPYTHONDIR=str(tmp/'ipython'), IMGCLS_RESULTS=str(tmp/'results'),
                 PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--expose-app-in-browser', f'--ServerApp.root_dir={root}', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}',
-               '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}', '--LabApp.extension_manager=readonly', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--expose-app-in-browser', f'--ServerApp.root_dir={root}', '--ServerApp.ip=127.0.0.1', '--ServerApp.port=0',
+               f'--IdentityProvider.token={token}', '--LabApp.extension_manager=readonly', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(tmp/'server.log', 'w') as log: server = subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         until = time.monotonic() + 120
         while True:
             assert server.poll() is None and time.monotonic() < until, (tmp/'server.log').read_text()[-3000:]
-            try: urlopen(f'http://127.0.0.1:{port}/api/status?token={token}', timeout=5).close(); break
-            except (URLError, OSError): time.sleep(.3)
-        yield f'http://127.0.0.1:{port}', token
+            try: # it chooses a port and writes it down
+                base = f"http://127.0.0.1:{json.loads((tmp/f'runtime/jpserver-{server.pid}.json').read_text())['port']}"
+                urlopen(f'{base}/api/status?token={token}', timeout=5).close(); break
+            except (URLError, OSError, ValueError): time.sleep(.3)
+        yield base, token
     finally:
         family = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
         server.send_signal(signal.SIGTERM) if server.poll() is None else None

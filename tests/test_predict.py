@@ -134,7 +134,7 @@ def test_a_vote_an_average_and_an_ensemble_in_one_call(place):
     assert p[bad].isna().all().all() and np.allclose(p[~bad].sum(axis=1), 1, atol=1e-4) and (p[~bad].idxmax(axis=1) == t.label[~bad]).all()
 
 def test_a_study_stands_for_its_best_run_on_valid(place):
-    best = max((read_record(f.parent) for f in place.glob('results/quick/demo/*/s*/record.json')), key=lambda r: r.metric('valid'))
+    best = max((read_record(f.parent) for f in sorted(place.glob('results/quick/demo/*/s*/record.json'))), key=lambda r: r.metric('valid'))
     assert f'by {best.name} (seed' in call('predict', 'demo', 'new')[2] or best.params['template'] == 'ensemble' or best.name in ('demo/two', 'demo/light')
     assert find_run('demo')[1].name == best.name
 

@@ -194,7 +194,7 @@ def test_jobs_and_kernels_change_no_number(project, monkeypatch):
 
 def test_budget_starts_nothing_that_will_not_fit_and_stops_in_time(project, monkeypatch):
     project.put('params/one/study.yaml', 'question: Which?\nruns: {a: {minutes: {quick: 9}}, b: {minutes: {quick: .01}}}\n')
-    out = runner.run(runner.plan(), budget=.5)
+    out = runner.run(runner.plan(), budget=3)
     assert ([r['id'] for r in out.done], out.left, out.stopped, out.status) == (['one/b/s0'], ['one/a/s0'], 'budget', 0)
     monkeypatch.setenv('STANDIN_EPOCH', '1.5')
     project.put('params/one/study.yaml', 'question: Which?\nruns: [a, b]\n')
@@ -248,9 +248,9 @@ def test_a_store_shared_with_another_machine_keeps_its_runners(project, monkeypa
 def test_status_shows_what_runs_and_how_long_it_takes(project, monkeypatch):
     p = project.start('run', 'one/a', STANDIN_EPOCH=.7)
     try:
-        for _ in range(200):
+        for _ in range(1800):
             row = runner.status(['one/a'])[0]
-            if row['state'] == 'running' and row['why'].startswith('epoch'): break
+            if row['state'] == 'running' and row['why'].startswith('epoch') or p.poll() is not None: break
             time.sleep(.1)
         assert row['state'] == 'running' and re.match('epoch [1-5]/5', row['why']) and row['left'] is not None, row
     finally: p.communicate(timeout=60)
@@ -266,13 +266,15 @@ def test_nothing_to_do_and_status_stay_quick_over_300_records(project):
         p = j.p.resolve()
         rec = records.Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(), code=records.code_hash())
         (f/'record.json').write_text(rec.model_dump_json(by_alias=True))
+    def processor(f): # seconds of it: the clock also counts what else this machine does
+        a = resource.getrusage(resource.RUSAGE_CHILDREN); out = f(); b = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return out, b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime
+    unit = min(processor(lambda: subprocess.run([sys.executable, '-c', 'import pydantic, yaml, filelock'], check=True))[1] for _ in range(3))
     for args in (['run'], ['status', '--json']):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = project.imgcls(*args)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done, used = processor(lambda: project.imgcls(*args))
         assert done.returncode == 0, done.stderr
         assert ('302 up to date, 0 to run' in done.stdout) if args == ['run'] else len(json.loads(done.stdout)) == 302
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 # of the processor: the clock also counts what else this machine does
+        assert used < 25*unit # 8 to 11 as it is; one `git status`, hash or parse too many a record shows
 
 
 def test_an_ensemble_waits_for_its_members_and_is_stale_when_they_change(project):

@@ -225,7 +225,7 @@ def project(tmp_path, monkeypatch):
 def test_killed_it_goes_on_under_the_runner_with_two_at_a_time_and_ends_as_one_process_does(project):
     tmp, put = project
     put('params/s/a.yaml', (tmp/'params/s/a.yaml').read_text().replace('epochs: 2', 'epochs: 6'))
-    code = "from imgcls.params import load_params; from imgcls.records import begin_record; from imgcls.search import run_search; p = load_params('s/a', 'quick').resolve(); run_search(p, begin_record(p), 1)"
+    code = "import time; from imgcls.params import load_params; from imgcls.records import begin_record; from imgcls.search import run_search; p = load_params('s/a', 'quick').resolve(); run_search(p, begin_record(p), 1, lambda n, rows: n and time.sleep(600))"
     left = tmp/'results/quick/s/a/s0.tmp'
     first = subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not (left/'trial1/checkpoint.json').exists() and first.poll() is None: time.sleep(.01)

@@ -71,7 +71,7 @@ def ran(tmp_path):
         before = files(copy)
         env = {k: v for k, v in os.environ.items() if k not in ('IMGCLS_RESULTS', 'IMGCLS_DATA', 'IMGCLS_PROJECT', 'TERM')}
         env |= dict(TMPDIR=str(tmp/'t'), PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-        done = subprocess.run([sys.executable, '-m', 'papermill', f'{name}.ipynb', str(tmp/'out.ipynb'), '--no-progress-bar'], cwd=copy/'nbs/tutorials', env=env, capture_output=True, text=True, timeout=600)
+        done = subprocess.run([sys.executable, '-m', 'papermill', f'{name}.ipynb', str(tmp/'out.ipynb'), '--no-progress-bar'], cwd=copy/'nbs/tutorials', env=env, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr[-3000:]
         assert files(copy) == before, 'it wrote into the project'
         nb = json.loads((tmp/'out.ipynb').read_text())
