@@ -626,7 +626,7 @@ def ladder_table(book:Book, study:str='ablation'):
         their = None if before is None else x['valid_acc_after'] - before
         if before is not None and x['parent'] != x['before_step']: apart += f' Step {int(x["step"])} is set beside step {int(x["parent"])}, which it changes; the source counts {x["valid_acc_after"] - x["valid_acc_before"]:+.0f} from step {int(x["before_step"])}.'
         rows.append({'step': r.link(str(int(x['step']))) if r else str(int(x['step'])), 'change': f'<span class="wide">{html.escape(x["change"])}</span>', 'from': '–' if x['parent'] != x['parent'] else str(int(x['parent'])),
-                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + (' <span class="ci">within noise</span>' if abs(their) <= floor else ''),
+                     'published %': f"{x['valid_acc_after']:.0f}", 'published change': '–' if their is None else f"{their:+.0f}" + ('<br><span class="ci">within noise</span>' if abs(their) <= floor else ''),
                      'our best valid %': r.cell(LADDER, False) if r else '<span class="missing">not run</span>', 'our change': f"{100*d.loc[k, 'difference']:+.1f}" if k in d.index else '–',
                      'our test %': r.cell(interval=False) if r else '–', 'verdict': html.escape(d.loc[k, 'verdict']) if k in d.index else '–'})
     same = runs.get('step01') and runs.get('step00')
