@@ -1663,9 +1663,13 @@ def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, wor
     stage, site = top/'build'/'book'/profile, Path(out or top/'site'/profile).resolve()
     if site.exists() and not (site/'.built').exists() and (not site.is_dir() or any(site.iterdir())):
         raise BadInput(f'{site}: holds something that is no book, and a book would replace it; name an empty or a new folder')
-    key, stamp = book_key(book), site/'.built'
-    if stamp.exists() and stamp.read_text() == key: return site/'index.html'
     stage.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock
+    with FileLock(stage.with_name(f'.{profile}.lock')): return _built(book, stage, site, workers) # who comes second finds it built
+
+def _built(book, stage, site, workers):
+    top, profile, key, stamp = project_root(), book.profile, book_key(book), site/'.built'
+    if stamp.exists() and stamp.read_text() == key: return site/'index.html'
     stage_runs(book, stage)
     src, todo = top/'nbs'/'report', pages(book)
     for old in stage.glob('*.ipynb'):

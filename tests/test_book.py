@@ -1,5 +1,5 @@
 "The book says what the records say, in the table, in the sentence and on the front page, and a browser can read it."
-import base64, io, json, re, shutil
+import base64, io, json, re, shutil, threading, time
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -310,6 +310,16 @@ def test_one_accuracy_changed_by_hand_changes_all(project, site):
     assert re.search(r'<a[^>]*>51.2</a>', page) and '74.5</a> <span class="ci">(' not in page   # weighted averages come from the predictions, which were left alone
     assert re.search(r'class="answer".*?51\.2', page, re.S)                 # the sentence
     assert len(re.findall(r'51\.2', front)) >= 2                            # front page: sentence and leaderboard
+
+def test_two_builders_take_turns(project, monkeypatch):
+    import imgcls.report as report
+    inside, most = [], []
+    def built(*_): inside.append(1); most.append(len(inside)); time.sleep(.2); inside.pop()
+    monkeypatch.setattr(report, '_built', built)
+    threads = [threading.Thread(target=report.build_book, args=('quick',)) for _ in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert most == [1, 1, 1]
 
 def test_a_missing_notebook_fails_the_build(project, site):
     f = project/'results/quick/optimizers/sgd_tanh/s0/run.ipynb'
