@@ -1367,7 +1367,8 @@ def front(book:Book):
 
 def front_figure(book:Book):
     "The ladder where it has run on its own images, else validation curves of the study with the most runs."
-    if 'ablation' in book.studies and len(book.done('ablation')) > 3 and not stand_in(book, 'ablation'): return ladder_figure(book)
+    if 'ablation' in book.studies and len(book.done('ablation')) > 3 and not stand_in(book, 'ablation'):
+        return _html(ladder_figure(book).data + f'<p class="note">{link(book.title("ablation"), page_of("ablation"))}: best validation accuracy after each step, here and published.</p>')
     done = [s for s in book.studies if book.done(s)]
     if not done: return _html('')
     s = max(done, key=lambda s: (len({r.data for r in book.done(s)}) == 1, len(book.done(s)))) # curves on one set of images
