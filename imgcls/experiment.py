@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILE_ORDER', 'params_table', 'class_counts', 'split_table', 'history_table', 'show_batch', 'Progress', 'Scores',
-           'evaluate', 'device_name', 'save_record', 'with_weights', 'load_run', 'ensemble_members',
-           'member_predictions', 'put_together', 'save_ensemble']
+           'evaluate', 'device_name', 'save_record', 'largest', 'load_run', 'ensemble_members', 'member_predictions',
+           'put_together', 'save_ensemble']
 
 # %% ../nbs/09a_experiment.ipynb #c002
 import json, os, sys, time
@@ -146,15 +146,18 @@ def save_record(folder:Path, # from `begin_record(p)`
 # %% ../nbs/09a_experiment.ipynb #c013
 PROFILE_ORDER = ['full', 'cpu', 'quick', 'scratch'] # largest first
 
-def with_weights(found:list[tuple[Path, Record]] # of `find_records`
-                )->list[tuple[Path, Record]]:
-    "Those whose weights are here (of an ensemble, those of all members): a clone holds records whose weights stayed where they were trained. All of them, where none has any."
+def largest(found:list[tuple[Path, Record]] # of `find_records`, at least one
+           )->list[tuple[Path, Record]]:
+    "Those of the largest profile whose weights are here (of an ensemble, its members'), or where none are, of the largest: a clone holds records whose weights stayed where they were trained."
     def here(folder, r):
         members = r.params['members'] if r.params.get('template') == 'ensemble' else None
         if members is None: return (folder/'model.safetensors').exists()
         seeds = r.notes.get('members') or {}
         return all((folder.parents[2]/m/f's{seeds.get(m, r.seed)}'/'model.safetensors').exists() for m in members)
-    return [x for x in found if here(*x)] or found
+    size = lambda r: PROFILE_ORDER.index(r.profile) if r.profile in PROFILE_ORDER else -1
+    found = [x for x in found if here(*x)] or found
+    top = min(size(r) for _, r in found)
+    return [(f, r) for f, r in found if size(r) == top]
 
 def load_run(name:str, # study/run
              seed:int=0, profile:str|None=None, # default: the largest that has its weights
@@ -163,7 +166,7 @@ def load_run(name:str, # study/run
     study, _, run = name.partition('/')
     found = [(f, r) for f, r in find_records(profile, study, root) if r.run == run and r.seed == seed]
     if not found: raise BadInput(f"{name}: no record of seed {seed}{f' under profile {profile}' if profile else ''}; make it with: imgcls run {name}")
-    folder, r = min(with_weights(found), key=lambda fr: PROFILE_ORDER.index(fr[1].profile) if fr[1].profile in PROFILE_ORDER else -1)
+    folder, r = largest(found)[0]
     learn = learner(make_params(r.params, str(folder)), start=False)
     if learn.params.normalize == 'weights': learn.dls.set_stats(r.model.mean, r.model.std)
     load_weights(learn, folder/'model.safetensors')

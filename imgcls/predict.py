@@ -21,7 +21,7 @@ from torch import nn
 
 from .data import ARCHIVES, Entry, Labelled, _archive_entries, _decode, _is_image, _pool, _progress, _walk, prepare_data, to_rgb
 from .evaluation import predictions, same_classes, vote
-from .experiment import PROFILE_ORDER, with_weights
+from .experiment import largest
 from .loaders import Store, apply, one_thread, pick_device
 from .models import build_model
 from .params import BadInput, check_place, load_study, make_params, nearest, profile_file, run_file, study_names
@@ -81,10 +81,7 @@ def find_run(name:str, # study/run, a study, or a params file
         if run: run_file(f'{study}/{run}')
         else: load_study(study)
         raise BadInput(f"{name}: no record{'' if seed is None else f' of seed {seed}'}{f' in profile {profile}' if profile else ''}; make it with: imgcls run {name} --profile {profile or 'quick'}")
-    size = lambda r: PROFILE_ORDER.index(r.profile) if r.profile in PROFILE_ORDER else -1
-    if not profile: found = with_weights(found)
-    largest = min(size(r) for _, r in found)
-    found = [(f, r) for f, r in found if size(r) == largest]
+    found = largest(found)
     if run: return min(found, key=lambda fr: fr[1].seed)
     return max(found, key=lambda fr: fr[1].metric('valid') or 0)
 

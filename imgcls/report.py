@@ -442,7 +442,7 @@ def provenance(book:Book, study:str|None=None):
     "Where the numbers of a page come from."
     run = f'imgcls run{f" {study}" if study else ""} --profile {book.profile}'
     recs = [r for r in book.records if study in (None, r.study)]
-    more = any(r.seed not in book.study(r.study).seeds_for(book.profile) for r in recs)
+    more = any(r.seed not in book.study(r.study).seeds_for(book.profile) for r in recs if r.study in book.studies)
     made = f'Made by <code>{html.escape(run)}</code>{", for some runs with further <code>--seeds</code>" if more else ""}; ' if recs else ''
     return _html(f'<p class="provenance">{html.escape(book.sources(study))} {made}{link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
 

@@ -6,7 +6,7 @@ import pandas as pd, pytest
 
 from imgcls.params import BadInput
 from imgcls.records import verify_record
-from imgcls.report import (Book, MARKS, all_runs_answer, book_key, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining,
+from imgcls.report import (Book, MARKS, all_runs_answer, book_key, build_book, check_site, comparisons, ensemble_answer, ensemble_confusion, ensemble_retests, ensemble_tables, ensemble_tests, gain_figure, gains, pretraining, provenance,
                            readme_is_stale, readme_parts, speedups, stage_runs, supported, transfer_answer, transfer_curves, transfer_table, write_readme)
 from tests.check_site import Site, check, served
 from tests.fixtures import ROOT, edit_accuracy, fake_record, make_project
@@ -310,6 +310,18 @@ def test_one_accuracy_changed_by_hand_changes_all(project, site):
     assert re.search(r'<a[^>]*>51.2</a>', page) and '74.5</a> <span class="ci">(' not in page   # weighted averages come from the predictions, which were left alone
     assert re.search(r'class="answer".*?51\.2', page, re.S)                 # the sentence
     assert len(re.findall(r'51\.2', front)) >= 2                            # front page: sentence and leaderboard
+
+def test_a_page_says_which_command_made_its_numbers(project, tmp_path):
+    said = lambda **kw: plain(provenance(Book('quick', tmp_path), **kw))
+    assert 'No record' in said(study='optimizers') and 'Made by' not in said(study='optimizers')
+    fake_record(tmp_path, 'optimizers', 'adam_tanh')
+    assert 'Made by imgcls run optimizers --profile quick;' in said(study='optimizers')
+    fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=7)
+    assert 'Made by imgcls run optimizers --profile quick, for some runs with further --seeds;' in said(study='optimizers')
+    old = tmp_path/'quick'/'gone'/'adam_tanh'/'s0' # of a study that has been deleted since
+    shutil.copytree(tmp_path/'quick/optimizers/adam_tanh/s0', old)
+    d = json.loads((old/'record.json').read_text()); d['study'] = 'gone'; (old/'record.json').write_text(json.dumps(d))
+    assert '3 records of the profile quick' in said()
 
 def test_two_builders_take_turns(project, monkeypatch):
     import imgcls.report as report
