@@ -81,9 +81,11 @@ class Scores:
     @property
     def report(self)->pd.DataFrame: return classification_report(self.frame, self.classes, self.split)
     def write(self, path:Path):
-        "Write the predictions, in less than half of what pandas takes, since records are committed. The second to fifth guess keep their class; their probability only where these are all classes: nothing reads it elsewhere."
+        """Write the predictions, in less than half of what pandas takes, since records are committed. The second to fifth guess keep their class; their probability only where these are all classes:
+        nothing reads it elsewhere. Where the first guess is right, `p_true` is its probability, and `q1` is left out; `records.predictions` puts it back."""
         rest = [] if len(self.classes) <= TOP else [f'q{i}' for i in range(2, TOP + 1)]
-        self.frame.drop(columns=rest).to_parquet(path, index=False, compression='zstd', compression_level=19, use_dictionary=['split', 'target', *(c for c in self.frame if c.startswith('top'))])
+        frame = self.frame.drop(columns=rest).assign(q1=self.frame['q1'].where(self.frame['top1'] != self.frame['target']))
+        frame.to_parquet(path, index=False, compression='brotli', compression_level=11, use_dictionary=['split', 'target', *(c for c in frame if c.startswith('top'))])
 
 def evaluate(learn, # with the weights to be judged
              split:str|None=None, # one split; none: valid, and test where the run evaluates it

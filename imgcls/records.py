@@ -299,4 +299,5 @@ def predictions(folder:Path, split:str|None=None):
     f = Path(folder)/'predictions.parquet'
     if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')
     df = pd.read_parquet(f)
+    df['q1'] = df['q1'].fillna(df['p_true']) # written once where the first guess is right
     return df if split is None else df[df['split'] == split].reset_index(drop=True)

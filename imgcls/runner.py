@@ -464,13 +464,16 @@ def _warm(job:dict, env:dict)->list[str]|None:
     return warm.kernel_argv()
 
 def _tidy(notebook:Path, template:str):
-    "Take this machine's paths out of an executed notebook, and write each output as one string: lines one by one take a tenth more room."
+    "Take this machine's paths out of an executed notebook, and what its readers do not need: a table's second form as text, each cell's times a second time, indentation. It is committed, and this is a sixth of it."
     nb = json.loads(notebook.read_text(encoding='utf-8'))
-    for data in (o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'data' in o):
-        for k, v in data.items():
-            if isinstance(v, list) and not k.endswith('json'): data[k] = ''.join(v)
+    for cell in nb['cells']:
+        cell['metadata'].pop('execution', None) # papermill's own are kept
+        for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
+            if 'text/html' in data: data.pop('text/plain', None)
+            for k, v in data.items():
+                if isinstance(v, list) and not k.endswith('json'): data[k] = ''.join(v)
     nb['metadata'].get('papermill', {}).update(input_path=f'nbs/experiments/{template}.ipynb', output_path='run.ipynb')
-    notebook.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    notebook.write_text(json.dumps(nb, indent=0, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/11_runner.ipynb #c026
 def execute(job:dict # plain values, see `_payload`

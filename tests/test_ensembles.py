@@ -7,7 +7,7 @@ import pandas as pd, pytest, yaml
 from imgcls import runner
 from imgcls.evaluation import average, confusion, metrics, vote
 from imgcls.params import BadInput, load_params, load_study, make_params, profile_names, project_root, read_yaml, study_names
-from imgcls.records import begin_record, params_dir, read_record
+from imgcls.records import begin_record, params_dir, predictions, read_record
 from imgcls.experiment import ensemble_members, member_predictions, put_together
 from tests.small import small_run
 
@@ -60,16 +60,20 @@ def test_only_the_ensembles_run_and_their_records_are_what_the_maths_says(projec
     out = runner.run(runner.plan(['e']), jobs=1)
     assert out.status == 0 and len(out.done) == 2, out.failed
     assert not runner.plan(['e']).todo
-    frames = {f'm/{r}': pd.read_parquet(tmp/f'results/quick/m/{r}/s0/predictions.parquet') for r in 'abc'}
+    frames = {f'm/{r}': predictions(tmp/f'results/quick/m/{r}/s0') for r in 'abc'}
     classes = [str(i) for i in range(10)]
     for run, want in (('voted', vote(frames, classes, 'm/c')), ('mean', average({k: frames[k] for k in ('m/a', 'm/b')}, classes, 'valid', True))):
-        folder = tmp/f'results/quick/e/{run}/s0'; r, got = read_record(folder), pd.read_parquet(folder/'predictions.parquet')
+        folder = tmp/f'results/quick/e/{run}/s0'; r, got = read_record(folder), predictions(folder)
         pd.testing.assert_frame_equal(got, want.drop(columns=['q2', 'q3', 'q4', 'q5'])) # what a record keeps
+        assert (pd.read_parquet(folder/'predictions.parquet')['q1'].isna() == (want['top1'] == want['target'])).all() # and what follows from it it does not write
         assert r.metrics == {s: metrics(want, classes, s) for s in ('valid', 'test')} and r.notebook == 'run.ipynb'
         assert r.notes['train_seconds'] == pytest.approx(sum(read_record(tmp/f'results/quick/{m}/s0').timing.train_seconds for m in r.params['members']))
         assert 'lr' not in r.params and 'epochs_factor' not in r.params and r.model.parameters == sum(read_record(tmp/f'results/quick/{m}/s0').model.parameters for m in r.params['members'])
     shown = json.loads((tmp/'results/quick/e/voted/s0/run.ipynb').read_text())
     assert any('image/webp' in json.dumps(o) for c in shown['cells'] for o in c.get('outputs', [])) # both confusion matrices
+    bundles = [o['data'] for c in shown['cells'] for o in c.get('outputs', []) if 'data' in o] # a committed notebook is small: each output once, each time once
+    assert bundles and not any({'text/html', 'text/plain'} <= set(d) for d in bundles) and all(isinstance(v, str) for d in bundles for v in d.values())
+    assert all(set(c['metadata']) >= {'papermill'} and 'execution' not in c['metadata'] for c in shown['cells'])
     # another member, another ensemble
     (tmp/'params/m/b.yaml').write_text((tmp/'params/m/b.yaml').read_text().replace('epochs: 2', 'epochs: 1'))
     assert [j.id for j in runner.plan(['e']).todo] == ['m/b/s0', 'e/voted/s0', 'e/mean/s0']
