@@ -26,9 +26,11 @@ from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, 
 
 # %% ../nbs/09a_experiment.ipynb #c005
 def params_table(p:Params)->pd.DataFrame:
-    "The parameters that differ from the template's defaults."
+    "The parameters that differ from the template's defaults; an entry of a mapping under its own name, such as `arch_args.head`."
     default = Params().model_dump(mode='json')
-    rows = {k: v for k, v in p.as_dict().items() if v != default[k]}
+    rows = {}
+    for k, v in p.as_dict().items():
+        if v != default[k]: rows |= {f'{k}.{part}': x for part, x in v.items()} if isinstance(v, dict) else {k: v}
     return pd.DataFrame(dict(value=[json.dumps(v) if isinstance(v, (list, dict)) else str(v) for v in rows.values()]), index=pd.Index(rows, name='parameter'))
 
 def class_counts(dls)->dict[str, list[int]]:
@@ -75,7 +77,7 @@ class Scores:
     @property
     def metrics(self)->dict: return {s: metrics(self.frame, self.classes, s) for s in self.frame['split'].unique()}
     @property
-    def table(self)->pd.DataFrame: return pd.DataFrame(self.metrics).T[['images', 'accuracy', 'top5', 'loss', 'macro_f1', 'ece']].rename_axis('split')
+    def table(self)->pd.DataFrame: return pd.DataFrame(self.metrics).T[['images', 'accuracy', 'top5', 'loss', 'macro_f1', 'ece']].astype(dict(images=int)).rename_axis('split')
     @property
     def confusion(self)->pd.DataFrame: return confusion(self.frame, self.classes, self.split)
     @property
