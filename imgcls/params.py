@@ -724,6 +724,7 @@ class Study(Strict):
     seeds: dict[str, Annotated[Int, Field(ge=1)]] = {}  # profile → seeds 0..n-1; default 1
     published: list[Published] = []
     equal: list[list[str]] = []     # runs that resolve alike on purpose
+    headline: list[str] = []        # runs the leaderboard shows besides the best
 
     def seeds_for(self, profile:str)->list[int]: return list(range(self.seeds.get(profile, 1)))
     def runs_for(self, profile:str)->list[str]:
@@ -745,6 +746,7 @@ def load_study(name:str)->Study:
     files = {f.stem for f in d.glob('*.yaml')} - {'study'}
     if missing := set(study.runs) - files: raise BadInput(f"{where}: run '{min(missing)}' has no file; write {name}/{min(missing)}.yaml or take it out of runs")
     if extra := files - set(study.runs): raise BadInput(f"{where}: {min(extra)}.yaml is not among its runs; add it to runs or move the file away")
+    if unknown := [r for r in study.headline if r not in study.runs]: raise BadInput(f"{where}: headline: {unknown[0]!r} is not among its runs{nearest(unknown[0], study.runs)}; runs: {', '.join(study.runs)}")
     return study
 
 # %% ../nbs/00_params.ipynb #c033

@@ -55,6 +55,7 @@ def _describe(ax, text):
 # %% ../nbs/02_plots.ipynb #c008
 def figure_html(ax, # what a plot function returned
                 dpi:int=125, # pixels an inch in the file; it is shown at 100
+                colors:int=256, # in the file
                ): # IPython.display.HTML
     "The figure of `ax` as an HTML picture with its description, and closed, so that it is not shown twice."
     from IPython.display import HTML
@@ -62,15 +63,15 @@ def figure_html(ax, # what a plot function returned
     fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight', pad_inches=.08, facecolor='white')
     plt.close(fig)
     image, buf = Image.open(buf).convert('RGB'), io.BytesIO()
-    image.quantize(128, kmeans=3, dither=Image.Dither.NONE).convert('RGB').save(buf, 'WEBP', lossless=True, quality=100) # a sixth of the bytes, and nobody sees it: notebooks are committed
+    image.quantize(colors, kmeans=3, dither=Image.Dither.NONE).convert('RGB').save(buf, 'WEBP', lossless=True, quality=100)
     width = round(image.width*100/dpi)
     return HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto;background:white" '
                 f'src="data:image/webp;base64,{base64.b64encode(buf.getvalue()).decode()}">')
 
 def show(ax, dpi:int=125):
-    "Display the figure of `ax`, at any place in a cell."
+    "Display the figure of `ax`, at any place in a cell; in few colours, a sixth of the bytes: notebooks are committed."
     from IPython.display import display
-    display(figure_html(ax, dpi))
+    display(figure_html(ax, dpi, 128))
 
 # %% ../nbs/02_plots.ipynb #c009
 _LABELS = dict(valid_accuracy='validation accuracy (%)', train_accuracy='training accuracy (%)', test_accuracy='test accuracy (%)', accuracy='accuracy (%)',

@@ -204,6 +204,11 @@ class Book:
     def best(self, study:str)->Runs|None:
         "The first of `bests`."
         return next(iter(self.bests(study)), None)
+    def leaders(self, study:str)->list[tuple[Runs, int]]:
+        "What the leaderboard shows: `bests`, then the study's headline runs; each with the number of runs that were judged on the same images."
+        groups, bests = _judged(self.done(study)), self.bests(study)
+        named = [r for r in self.done(study) if r.run in self.study(study).headline and r.run not in {b.run for b in bests}]
+        return [(r, len(groups[r.judged])) for r in bests + named]
     def best_on(self, data:str, trained:bool=False)->Runs|None:
         "The best run on valid of all studies that were judged on the same of these images, those of most runs; `trained`: of networks alone, without ensembles."
         groups = _judged(r for r in self.all_done() if r.data == data and not (trained and r.model and r.model.arch == 'ensemble'))
@@ -234,16 +239,16 @@ class Book:
         return text
 
     def leaderboard(self):
-        "The best run of each study, chosen on valid, with its accuracy on test."
+        "The best run of each study, chosen on valid, and its headline runs, with their accuracy on test."
         rows = []
         for s in self.studies:
             if self.study(s).template == 'search': continue # chosen on valid and never tested
-            name, groups = link(self.title(s), page_of(s)), _judged(self.done(s))
-            if not groups: rows.append({'study': name, 'best run on valid': '<span class="missing">not run</span>', 'test accuracy %': '–', 'data': '–', 'test images': '–', 'parameters': '–', 'training s': '–', 'runs': '0'})
-            for b, rs in zip(self.bests(s), groups.values()):
-                rows.append({'study': name, 'best run on valid': b.named(), 'test accuracy %': b.cell(), 'data': html.escape(b.data), 'test images': number(b.judged[2]), 'parameters': number(b.mean('model.parameters')),
-                             'training s': number(b.mean('timing.train_seconds')), 'runs': str(len(rs))})
-        return rows_table(rows, f'The best run of each study under the profile {self.profile}; rows compare where they were tested on the same images')
+            name, leaders = link(self.title(s), page_of(s)), self.leaders(s)
+            if not leaders: rows.append({'study': name, 'run': '<span class="missing">not run</span>', 'test accuracy %': '–', 'data': '–', 'test images': '–', 'parameters': '–', 'training s': '–', 'of runs': '0'})
+            for b, n in leaders:
+                rows.append({'study': name, 'run': b.named(), 'test accuracy %': b.cell(), 'data': html.escape(b.data), 'test images': number(b.judged[2]), 'parameters': number(b.mean('model.parameters')),
+                             'training s': number(b.mean('timing.train_seconds')), 'of runs': str(n)})
+        return rows_table(rows, f'The best run of each study on valid under the profile {self.profile}, and runs a study names besides; rows compare where they were tested on the same images')
 
     def all_runs(self):
         "A row a seed, each linked to its executed notebook."
@@ -390,7 +395,7 @@ def shortened(book:Book, study:str)->str:
     if not less: return ''
     a, b = min(less, key=lambda ab: ab[0]/ab[1])
     return (f'<b>Under the profile {html.escape(book.profile)} {"all" if len(less) == len(pairs) else f"{len(less)} of {len(pairs)}"} of these runs train for fewer epochs than their files ask for '
-            f'(at most cut to {a} of {b}): levels and best epochs are those of a shorter training.</b>')
+            f'(cut the most: {a} of {b}): levels and best epochs are those of a shorter training.</b>')
 
 def how_far(book:Book, study:str):
     "How far the published numbers compare with ours, in the study's words, and on which images ours were measured."
@@ -1374,7 +1379,7 @@ def front_figure(book:Book):
     s = max(done, key=lambda s: (len({r.data for r in book.done(s)}) == 1, len(book.done(s)))) # curves on one set of images
     return _html(curves(book, s, most=8).data + f'<p class="note">{link(book.title(s), page_of(s))}, epoch by epoch.</p>')
 
-ABOUT = dict(data='The images: classes, splits, what is wrong with them.', errors='Which images are misread, and which classes are taken for one another?', cost='What does accuracy cost in seconds, parameters and memory?',
+ABOUT = dict(data='Which classes there are, how the images are split, and what is wrong with some of them.', errors='Which images are misread, and which classes are taken for one another?', cost='What does accuracy cost in seconds, parameters and memory?',
              published='Every published number beside ours, and how far the two compare.', all_runs='Every trained model, sortable and searchable, with its executed notebook where that is kept.', environment='Versions, hardware, images and commits behind the numbers.')
 
 def contents(book:Book):
@@ -1440,12 +1445,12 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
     names = [profile] if profile else ['full', 'cpu']
     book = next((b for b in (Book(p, root) for p in names) if b.all_done()), None)
     if book is None: return f"No results of the profile{'s' if len(names) > 1 else ''} {' or '.join(f'`{n}`' for n in names)} are committed yet; `make report` trains the `quick` profile in minutes and builds its book.", None
-    lines = ['| study | best run on valid | test accuracy % (95 % interval) | data | test images | parameters | training time | hardware | runs compared |', '|---|---|---|---|---|---|---|---|---|']
+    lines = ['| study | run: the best on valid, or named by the study | test accuracy % (95 % interval) | data | test images | parameters | training time | hardware | runs compared |', '|---|---|---|---|---|---|---|---|---|']
     shown = {}
     for s in book.studies:
-        for b, rs in zip(book.bests(s), _judged(book.done(s)).values()):
+        for b, n in book.leaders(s):
             i, secs = b.interval(), b.mean('timing.train_seconds')
-            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {len(rs)} |")
+            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {n} |")
     for r in max(_judged(r for r in book.all_done() if (r.mean('timing.train_seconds') or 0) > 0).values(), key=len): # accuracies on other images do not compare
         x = r.mean('timing.train_seconds'); shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
     n = trained(book)

@@ -74,6 +74,12 @@ def test_runs_are_ranked_only_where_they_are_judged_on_the_same_images(project, 
     assert {r.run for r in book.bests('optimizers')} == {'adam_tanh', 'sgd_tanh'} and plain(book.leaderboard()).count(book.title('optimizers')) == 2
     assert book.best('optimizers').run in readme_parts('quick', tmp_path)[0]
 
+def test_headline_runs_stand_on_the_leaderboard_besides_the_best(project, tmp_path):
+    for run, acc in (('convnet', .6), ('convnet_long', .7), ('fast_resnet', .9)): fake_record(tmp_path, 'recipes', run, accuracy=acc)
+    book = Book('quick', tmp_path); shown = plain(book.leaderboard())
+    assert [(r.run, n) for r, n in book.leaders('recipes')] == [('fast_resnet', 3), ('convnet_long', 3)]
+    assert shown.count(book.title('recipes')) == 2 and 'convnet_long' in shown and '`recipes/convnet_long`' in readme_parts('quick', tmp_path)[0] and '`recipes/convnet`' not in readme_parts('quick', tmp_path)[0]
+
 def test_a_diverged_run_says_so_everywhere(project, tmp_path):
     from imgcls.report import cost_answer
     fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); bad = fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=1, accuracy=.1)

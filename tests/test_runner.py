@@ -47,6 +47,7 @@ def test_expected_time_comes_from_records_then_from_the_study(project):
 
 @pytest.mark.parametrize('text, says', [
     ("runs: {a: {parrent: b}, b: }", "unknown key 'parrent' (did you mean 'parent'?)"), ('runs: [a, b]\nseeds: {quik: 3}', "seeds: 'quik' is not a profile (did you mean 'quick'?)"),
+    ('runs: [a, b]\nheadline: [aa]', "headline: 'aa' is not among its runs (did you mean 'a'?); runs: a, b"),
     ('runs: {a: {minutes: {quik: 3}}, b: }', "runs: a: minutes: 'quik' is not a profile"), ('runs: {a: {minutes: {quick: .inf}}, b: }', 'finite'), ('runs: [{a: {minutes: {quick: 1}}}, b]', 'runs')])
 def test_a_bad_study_file_is_one_line(project, text, says):
     project.put('params/one/study.yaml', f'question: Which?\n{text}\n')
