@@ -285,7 +285,7 @@ def cmd_bench(a)->int:
     for name in [a.only] if a.only else BENCHES:
         module, fn = BENCHES[name].split(':')
         fn = getattr(import_module(module), fn)
-        env = {k: v for k, v in environment().items() if k in ('python', 'torch', 'fastai', 'system', 'cores')}
+        env = {k: v for k, v in environment().items() if k in ('python', 'torch', 'fastai', 'system', 'processor', 'cores')}
         results[name] = dict(env=env, measured=now()[:10]) | fn(**{k: v for k, v in wanted.items() if k in inspect.signature(fn).parameters and v is not None})
         print(table(list(_flat(results[name])), dict(k=name, v='')))
     if a.json:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'params_dir', 'tmp_dir', 'failed_dir', 'now',
-           'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'environment', 'git_state', 'resumes',
-           'begin_record', 'seed_for', 'weights_record', 'write_record', 'commit_record', 'recover', 'fail_record',
-           'read_record', 'verify_record', 'find_records', 'results', 'history', 'predictions']
+           'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'processor', 'environment', 'git_state',
+           'resumes', 'begin_record', 'seed_for', 'weights_record', 'write_record', 'commit_record', 'recover',
+           'fail_record', 'read_record', 'verify_record', 'find_records', 'results', 'history', 'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -151,9 +151,18 @@ def lock_hash()->str:
     dists = sorted({f"{d.metadata['Name']}=={d.version}".lower() for d in metadata.distributions() if d.metadata['Name']})
     return hashlib.sha256('\n'.join(dists).encode()).hexdigest()[:16]
 
+@functools.lru_cache
+def processor()->str:
+    "The processor's name, as the system tells it; empty where it does not."
+    with contextlib.suppress(OSError):
+        if platform.system() == 'Darwin': return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True, timeout=20).stdout.strip()
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'): return ' '.join(line.partition(':')[2].split())
+    return platform.processor()
+
 def environment(device:str='cpu')->dict[str, str]:
     "Versions and machine, as text; no host names and no paths."
-    out = dict(python=platform.python_version(), system=f'{platform.system()} {platform.machine()}', device=device, cores=str(os.cpu_count()))
+    out = dict(python=platform.python_version(), system=f'{platform.system()} {platform.machine()}', device=device, processor=processor(), cores=str(os.cpu_count()))
     for name in ('torch', 'torchvision', 'fastai', 'papermill', 'numpy', 'imgcls'):
         with contextlib.suppress(metadata.PackageNotFoundError): out[name] = metadata.version(name)
     return out | dict(lock=lock_hash())

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'LEVELS', 'PUBLISHED_SEARCH', 'ROUNDS', 'ABOUT', 'MARKS', 'KERNEL',
-           'percent', 'number', 'link', 'seed_page', 'run_page', 'html_table', 'rows_table', 'value', 'Runs', 'Book',
-           'toc', 'page_of', 'missing', 'question', 'comparisons', 'supported', 'claim', 'answer', 'differs', 'effects',
-           'stand_in', 'shortened', 'how_far', 'curves', 'of_run', 'csv_link', 'best_confusion', 'best_report',
-           'provenance', 'published', 'Beside', 'beside', 'beside_tables', 'beside_figure', 'beside_answer',
-           'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure', 'ladder_table', 'policy', 'weights_of',
-           'weights_cell', 'transferred', 'gains', 'transfer_answer', 'transfer_table', 'transfer_curves',
+           'percent', 'number', 'link', 'seed_page', 'run_page', 'html_table', 'rows_table', 'value', 'hardware',
+           'Runs', 'Book', 'toc', 'page_of', 'missing', 'question', 'comparisons', 'supported', 'claim', 'answer',
+           'differs', 'effects', 'stand_in', 'shortened', 'how_far', 'curves', 'of_run', 'csv_link', 'best_confusion',
+           'best_report', 'provenance', 'published', 'Beside', 'beside', 'beside_tables', 'beside_figure',
+           'beside_answer', 'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure', 'ladder_table', 'policy',
+           'weights_of', 'weights_cell', 'transferred', 'gains', 'transfer_answer', 'transfer_table', 'transfer_curves',
            'gain_figure', 'pretraining', 'Team', 'teams', 'retests', 'ensemble_answer', 'ensemble_tables',
            'ensemble_tests', 'ensemble_confusion', 'ensemble_retests', 'images_of', 'pictures', 'not_here', 'findings',
            'data_answer', 'data_section', 'errors_answer', 'errors_section', 'cost_rows', 'cost_answer', 'cost_figures',
@@ -99,6 +99,12 @@ def _image_interval(folder:Path, mtime:int, classes:tuple, split:str, metric:str
     from imgcls.evaluation import bootstrap
     b = bootstrap(predictions(folder), list(classes), split, statistics=(metric,)).loc[metric]
     return float(b['low']), float(b['high'])
+
+def hardware(env:dict)->str:
+    "What computed, in words, from a record's environment: the GPU, or the processor and how many of its cores."
+    if (device := env.get('device', 'cpu')) != 'cpu': return device
+    cores = ' of '.join(str(env[k]) for k in ('threads', 'cores') if env.get(k))
+    return (env.get('processor') or 'CPU') + (f", {cores} core{'s'*(str(env.get('cores')) != '1')}" if cores else '')
 
 @dataclass
 class Runs:
@@ -278,7 +284,7 @@ class Book:
         first, last = min(r.ended for r in recs)[:10], max(r.ended for r in recs)[:10]
         stale = sum(r.code != code_hash(r.params.get('template', 'train')) for r in recs)
         return (f"{len(recs)} record{'s'*(len(recs) > 1)} {of} the profile {self.profile}, made {f'on {first}' if first == last else f'between {first} and {last}'} with Python {say('python')}, "
-                f"torch {say('torch')} and fastai {say('fastai')} on {say('device')}" + (f'; {stale} of them by older code' if stale else '') + '.')
+                f"torch {say('torch')} and fastai {say('fastai')} on {' and '.join(sorted({hardware(r.env) for r in recs if r.model is None or r.model.arch != 'ensemble'} or {hardware(r.env) for r in recs}))}" + (f'; {stale} of them by older code' if stale else '') + '.')
 
 def toc()->list[dict]:
     "The chapters of `nbs/report/_toc.yml`, front page first: `file`, and the `studies` it is about."
@@ -1109,7 +1115,7 @@ def speedups(book:Book):
     how = '<code>imgcls bench --json results/bench/NAME.json</code> measures on this machine what each of them brings; name the file after the hardware and commit it.'
     rows = []
     for file, name, d in benches():
-        on = ', '.join(str(x) for x in (d.get('device') or d.get('env', {}).get('device', 'cpu'), f"{d['cores']} cores" if d.get('cores') else '', d.get('dtype') or '') if x)
+        on = ', '.join(str(x) for x in (hardware({'cores': d.get('cores'), **d.get('env', {}), 'device': d.get('device', 'cpu')}), d.get('dtype')) if x)
         rows += [{'what': f'<span class="wide">{html.escape(what)}</span>', 'against': html.escape(against), 'without': f'{number(float(a))} {unit}', 'with': f'{number(float(b))} {unit}', 'times': f'{x:.1f}', 'measured on': html.escape(on), 'file': html.escape(file)}
                  for what, against, a, b, x, unit in _speedups(name, d)]
     if not rows: return _html(f'<p class="missing">No measurement is committed yet. {how}</p>')
@@ -1450,7 +1456,7 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
     for s in book.studies:
         for b, n in book.leaders(s):
             i, secs = b.interval(), b.mean('timing.train_seconds')
-            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {b.records[0].env.get('device', '–')} | {n} |")
+            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {hardware(b.records[0].env)} | {n} |")
     for r in max(_judged(r for r in book.all_done() if (r.mean('timing.train_seconds') or 0) > 0).values(), key=len): # accuracies on other images do not compare
         x = r.mean('timing.train_seconds'); shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
     n = trained(book)

@@ -859,7 +859,7 @@ def drift(record:Record|None)->str:
     "Libraries that are not of the version the record was made with; shown, never a reason to run again."
     if record is None or not record.env: return ''
     return ', '.join(f'{k} {record.env[k]} → {v}' for k, v in _versions().items()
-                     if k not in ('device', 'lock', 'system', 'cores', 'imgcls') and k in record.env and record.env[k] != v)
+                     if k not in ('device', 'processor', 'lock', 'system', 'cores', 'imgcls') and k in record.env and record.env[k] != v)
 
 # %% ../nbs/11_runner.ipynb #c041
 NEW = dict(study="""\
