@@ -20,6 +20,7 @@ def _seeds(text:str)->list[int]:
     for part in text.split(','):
         a, dash, b = part.strip().partition('-')
         if not all(x.isascii() and x.isdigit() for x in ([a, b] if dash else [a])): raise BadInput(f"--seeds {text}: not allowed; whole numbers from 0, such as 0,1,2 or 0-4")
+        if int(b or a) - int(a) >= 1000: raise BadInput(f"--seeds {text}: not allowed; at most 1,000 at a time")
         out += range(int(a), int(b or a) + 1)
     return list(dict.fromkeys(out))
 
@@ -55,7 +56,7 @@ def _left(out, plan, budget:float|None=None, force:bool=False)->int:
 def cmd_run(a)->int:
     "Train what is not up to date: 0 done, 1 a run failed or was interrupted."
     from imgcls import runner
-    seeds = _seeds(a.seeds) if a.seeds else None
+    seeds = None if a.seeds is None else _seeds(a.seeds)
     _positive('budget', a.budget); _positive('timeout', a.timeout)
     _positive('jobs', a.jobs)
     plan = runner.plan(a.what, a.profile, seeds, a.force, True if a.changed_code else None, download=not a.dry_run)
@@ -91,7 +92,7 @@ def _record(name:str, profile:str, seed:int|None):
     base = records.params_dir(p).parent
     have = sorted(int(d.name[1:]) for d in base.glob('s*') if d.name[1:].isdigit())
     if not have or seed is not None and seed not in have:
-        raise BadInput(f"{p.name}: no record{'' if seed is None else f' of seed {seed}'} in profile {profile}; make it with: imgcls run {p.name} --profile {profile}")
+        raise BadInput(f"{p.name}: no record{'' if seed is None else f' of seed {seed}'} in profile {profile}; make it with: imgcls run {p.name} --profile {profile}{'' if seed is None else f' --seeds {seed}'}")
     folder = base/f's{have[0] if seed is None else seed}'
     return folder, records.read_record(folder)
 
@@ -191,14 +192,15 @@ def cmd_report(a)->int:
     "Run what is missing, then build the book; prints the path of its front page."
     from imgcls import runner
     status = 0
-    _positive('jobs', a.jobs)
+    _positive('jobs', a.jobs); _positive('budget', a.budget)
+    from imgcls.report import build_book, check_site_place
+    if a.output: check_site_place(Path(a.output).resolve())
     if not a.no_run:
         plan = runner.plan([], a.profile)
         print(plan, flush=True)
-        out = runner.run(plan, a.jobs, budget=_positive('budget', a.budget))
+        out = runner.run(plan, a.jobs, budget=a.budget)
         status = _left(out, plan, a.budget)
         if out.stopped == 'interrupted': return status
-    from imgcls.report import build_book
     print(build_book(a.profile, a.output))
     return status
 
@@ -246,12 +248,14 @@ def cmd_new(a)->int:
 
 def cmd_best(a)->int:
     "A trial of a search as the params file of an ordinary run."
+    from imgcls.records import write_atomic
     from imgcls.search import best_run
     _positive('epochs', a.epochs); path = a.output and Path(a.output)
-    if path and path.suffix != '.yaml': raise BadInput(f'--output {path}: a file params/STUDY/RUN.yaml is needed')
+    if path and (path.suffix != '.yaml' or path.stem == 'study'): raise BadInput(f'--output {path}: a file params/STUDY/RUN.yaml is needed')
+    if path and path.exists(): raise BadInput(f'--output {path}: exists already; name another run or move it away')
     text = best_run(a.search, a.profile, a.seed, a.trial, a.epochs, path and f'{path.resolve().parent.name}/{path.stem}')
     if not path: print(text, end=''); return 0
-    path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text, encoding='utf-8')
+    path.parent.mkdir(parents=True, exist_ok=True); write_atomic(path, text)
     print(f'{path}\nAdd {path.stem} to the runs in {path.parent/"study.yaml"}, then: imgcls run {path.resolve().parent.name}/{path.stem}')
     return 0
 
@@ -278,7 +282,7 @@ def cmd_bench(a)->int:
     from imgcls.records import environment, now
     _positive('repeat', a.repeat)
     if a.json:
-        f = Path(a.json)
+        check_place(a.json, '--json'); f = Path(a.json)
         try: old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else {} # benches that were not asked for now stay
         except ValueError: raise BadInput(f'--json {f}: that file holds no JSON; name another or move it away') from None
     results, wanted = {}, dict(n=a.repeat, rounds=a.repeat, log=lambda text: print(text, file=sys.stderr, flush=True))
@@ -398,6 +402,8 @@ def main(argv=None)->int:
     top = parser()
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv: top.print_help(); return 0
+    for s in (sys.stdout, sys.stderr):
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace') # a terminal or file of few letters still gets the rest
     commands = next(x for x in top._actions if isinstance(x, argparse._SubParsersAction)).choices
     try:
         if not argv[0].startswith('-') and argv[0] not in commands:

@@ -8,7 +8,7 @@ __all__ = ['PROFILE_ORDER', 'params_table', 'class_counts', 'split_table', 'hist
            'put_together', 'save_ensemble']
 
 # %% ../nbs/09a_experiment.ipynb #c002
-import json, os, sys, time
+import contextlib, json, os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import pandas as pd, torch
 from .evaluation import TOP, average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
 from .loaders import dataloaders
 from .models import count_macs, count_parameters
-from .params import BadInput, Params, make_params
+from .params import BadInput, Params, make_params, weight_sources
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
-                            params_dir, seed_for, write_atomic, write_record)
+                            params_dir, record_digest, seed_for, weights_record, write_atomic, write_record)
 from .records import predictions as read_predictions
 from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, probabilities, save_weights
 
@@ -117,6 +117,24 @@ def device_name(learn)->str:
     d = next(learn.model.parameters()).device
     return torch.cuda.get_device_name(d) if d.type == 'cuda' else d.type
 
+def _settle(f:Path):
+    "Write the metadata in a safetensors file's header in one order: the library takes a random one, and equal weights would have unequal checksums."
+    b = f.read_bytes()
+    n = int.from_bytes(b[:8], 'little')
+    head = json.loads(b[8:8+n])
+    if '__metadata__' in head: head['__metadata__'] = dict(sorted(head['__metadata__'].items()))
+    text = json.dumps(head, separators=(',', ':'), ensure_ascii=False).encode()
+    write_atomic(f, len(padded := text.ljust(-(-len(text)//8)*8)).to_bytes(8, 'little') + padded + b[8+n:])
+
+def _inputs(p)->dict:
+    "Digests of the runs whose weights `p` may start from, as the runner writes them: other weights make it stale."
+    out = {}
+    for run in (w.removeprefix('run:') for w in weight_sources(p.weights) if w.startswith('run:')):
+        with contextlib.suppress(BadInput):
+            r = weights_record(run, p)[1]
+            if r.profile == p.profile: out[f'{run}/s{r.seed}'] = record_digest(r)
+    return dict(inputs=out) if out else {}
+
 def save_record(folder:Path, # from `begin_record(p)`
                 learn, p:Params, result:dict, # from `fit`
                 scores:Scores, # from `evaluate`
@@ -125,7 +143,9 @@ def save_record(folder:Path, # from `begin_record(p)`
     "Write a run's record into its folder; run by hand, also put it in its place (the runner does that itself, with the executed notebook)."
     history_table(result).to_csv(folder/'history.csv', index=False)
     scores.write(folder/'predictions.parquet')
-    if p.keep_weights != 'none': save_weights(learn, folder/'model.safetensors', p.keep_weights)
+    if p.keep_weights != 'none':
+        save_weights(learn, folder/'model.safetensors', p.keep_weights)
+        _settle(folder/'model.safetensors')
     clear_checkpoint(folder)
     counts = class_counts(learn.dls)
     all_metrics = {s: {k: v for k, v in m.items()} for s, m in scores.metrics.items()}
@@ -142,7 +162,7 @@ def save_record(folder:Path, # from `begin_record(p)`
         metrics=all_metrics, timing=Timing(train_seconds=result['train_seconds'], total_seconds=result['total_seconds'],
                                            images_per_second=result['images_per_second'], peak_memory_mb=_peak_memory_mb()),
         env=environment(device_name(learn)) | dict(threads=str(torch.get_num_threads()), dtype=str(pick_dtype(p, next(learn.model.parameters()).device)).split('.')[1]),
-        code=code_hash(p.template), git=git_state(), ended=now(), notes=result['notes'] | (notes or {}))
+        code=code_hash(p.template), git=git_state(), ended=now(), notes=result['notes'] | (notes or {}) | _inputs(p))
     write_record(folder, record)
     if not os.environ.get('IMGCLS_RUNNER'): commit_record(folder, folder.with_name(folder.name.removesuffix('.tmp')))
     return record
@@ -169,8 +189,9 @@ def load_run(name:str, # study/run
     "The fastai Learner of a finished run with its weights, ready for `get_preds` or `Interpretation`."
     study, _, run = name.partition('/')
     found = [(f, r) for f, r in find_records(profile, study, root) if r.run == run and r.seed == seed]
-    if not found: raise BadInput(f"{name}: no record of seed {seed}{f' under profile {profile}' if profile else ''}; make it with: imgcls run {name}")
+    if not found: raise BadInput(f"{name}: no record of seed {seed}{f' under profile {profile}' if profile else ''}; make it with: imgcls run {name}{f' --profile {profile}' if profile else ''} --seeds {seed}")
     folder, r = largest(found)[0]
+    if members := r.params.get('members'): raise BadInput(f"{name}: an ensemble has no network of its own; load its members: {', '.join(members)}")
     learn = learner(make_params(r.params, str(folder)), start=False)
     if learn.params.normalize == 'weights': learn.dls.set_stats(r.model.mean, r.model.std)
     load_weights(learn, folder/'model.safetensors')
@@ -209,7 +230,8 @@ def save_ensemble(folder:Path, p:Params, members:dict, scores:Scores, seconds:fl
     record = Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(), data=records[0].data,
         model=ModelInfo(arch='ensemble', parameters=sum(r.model.parameters for r in records), macs=sum(r.model.macs or 0 for r in records) or None, weights='members'),
         metrics=scores.metrics, timing=Timing(total_seconds=seconds), env=environment(), code=code_hash(p.template), git=git_state(), ended=now(),
-        notes=dict(members={k: r.seed for k, (_, r) in members.items()}, train_seconds=None if None in trained else sum(trained)))
+        notes=dict(members={k: r.seed for k, (_, r) in members.items()}, train_seconds=None if None in trained else sum(trained),
+                   inputs={f'{k}/s{r.seed}': record_digest(r) for k, (_, r) in members.items()})) # as the runner writes them: another member makes it stale
     write_record(folder, record)
     if not os.environ.get('IMGCLS_RUNNER'): commit_record(folder, folder.with_name(folder.name.removesuffix('.tmp')))
     return record

@@ -89,7 +89,7 @@ class RunParams(Strict):
     "Which run this is."
     study: Name = 'notebook'  # the question it belongs to
     run: Name = 'train'       # its name within the study
-    seed: Annotated[Int, Field(ge=0)] = 0  # draws initial weights, order of images and augmentations
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0  # draws initial weights, order of images and augmentations
     profile: Name = 'scratch' # the scale; hand-made runs are 'scratch'
     template: Literal['train', 'search', 'ensemble'] = 'train' # nbs/experiments/<template>.ipynb
 
@@ -104,7 +104,7 @@ class DataParams(Strict):
     train_share: Annotated[Float, Field(gt=0, le=1)] = 1. # of those of each class; a smaller share lies within a larger one
     valid_pct: Annotated[Float, Field(gt=0, lt=1)] = 0.1   # share of `valid_from` that becomes valid
     valid_from: Literal['train', 'test'] = 'train' # which split valid is carved from, when the source has none
-    split_seed: Annotated[Int, Field(ge=0)] = 42 # the same split for every seed of a run
+    split_seed: Annotated[Int, Field(ge=0, lt=2**32)] = 42 # the same split for every seed of a run
     unreadable: Literal['stop', 'skip'] = 'stop' # files that are no images
     batch_size: Annotated[Int, Field(ge=1)] = 128
     class_weights: bool = False                  # weight the loss by inverse class frequency
@@ -598,6 +598,7 @@ def check_place(path:str, # a file about to be written
                )->None:
     "`BadInput` where the folder of `path` is missing or its ending is not one of `endings`: asked before the work, not after it."
     if not Path(path).parent.is_dir(): raise BadInput(f'{option} {path}: no such folder {Path(path).parent}; make it first')
+    if Path(path).is_dir(): raise BadInput(f'{option} {path}: is a folder; name a file in it')
     if endings and Path(path).suffix.lower() not in endings: raise BadInput(f"{option} {path}: ends in none of {', '.join(endings)}")
 
 def study_names()->list[str]:
@@ -678,6 +679,7 @@ def load_params(name:str, # `study/run`, or a path to a run file
     for f in files:
         new = read_yaml(f)
         if f is path and path.resolve().parent.parent == (project_root()/'params').resolve(): # else a copy with its old names would replace another run's record
+            if 'seed' in new: raise BadInput(f"{_short(path)}: seed: not allowed in a file in params/: its study.yaml says how many seeds, imgcls run --seeds or papermill -p seed which")
             for k in ('study', 'run'):
                 if new.get(k, d[k]) != d[k]: raise BadInput(f"{_short(path)}: {k}: {new[k]!r} is not allowed: a file in params/ is called by its folder and its name; write {d[k]} or leave it out")
         if f is not path: new = _of_template(new, overrides.get('template', d.get('template', 'train')))
@@ -736,6 +738,8 @@ def load_study(name:str)->Study:
     if Path(name).name != name or not (d/'study.yaml').is_file():
         raise BadInput(f"{name}: no such study{nearest(name, study_names())}; studies: {', '.join(study_names()) or 'none'}")
     raw = read_yaml(d/'study.yaml'); where = _short(d/'study.yaml')
+    if odd := [k for k in raw if not isinstance(k, str)]: raise BadInput(f"{where}: {odd[0]!r} is no key; allowed: {', '.join(k for k in Study.model_fields if k != 'name')}")
+    if raw.get('name', name) != name: raise BadInput(f"{where}: name: {raw['name']!r} is not allowed: a study is called by its folder; write {name} or leave it out")
     runs = raw.get('runs')
     if isinstance(runs, list) and all(isinstance(r, str) for r in runs): raw['runs'] = {r: {} for r in runs}
     elif isinstance(runs, dict): raw['runs'] = {r: e or {} for r, e in runs.items()}

@@ -65,7 +65,7 @@ def figure_html(ax, # what a plot function returned
     image, buf = Image.open(buf).convert('RGB'), io.BytesIO()
     image.quantize(colors, kmeans=3, dither=Image.Dither.NONE).convert('RGB').save(buf, 'WEBP', lossless=True, quality=100)
     width = round(image.width*100/dpi)
-    return HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto;background:white" '
+    return HTML(f'<img alt="{html.escape(alt)}" width="{width}" style="max-width:100%;min-width:min({width}px,600px);height:auto;background:white" '
                 f'src="data:image/webp;base64,{base64.b64encode(buf.getvalue()).decode()}">')
 
 def show(ax, dpi:int=125):
@@ -248,6 +248,7 @@ def show_images(images, # uint8 (N,H,W,3) or (N,H,W)
     ncols = ncols or math.ceil(n/math.ceil(n/(7 if n > 10 else 5))) # rows of equal length
     nrows, side = math.ceil(n/ncols), min(7/ncols, 1.9)
     chars = max(8, int(side*100/7)) # a character of 8.5 points is at most 7 pixels wide, but for m and w
+    said = [' '.join(t.split()) for t in titles]
     titles = ['\n'.join(_wrap(line, chars) for line in t.split('\n')) for t in titles]
     lines = max(t.count('\n') + 1 for t in titles) if any(titles) else 0
     fig, axs = plt.subplots(nrows, ncols, figsize=(side*ncols, (side*images.shape[1]/images.shape[2] + .16*lines + .05)*nrows + (.3 if title else 0)), squeeze=False)
@@ -256,7 +257,7 @@ def show_images(images, # uint8 (N,H,W,3) or (N,H,W)
         ax.imshow(im, interpolation='nearest' if max(im.shape[:2]) < 100 else 'antialiased', cmap='gray' if im.ndim == 2 else None)
         ax.set_title(t, fontsize=8.5, loc='center', pad=3, color=colors[i] if colors is not None else INK)
     if title: fig.suptitle(title, fontsize=11, x=0.01, ha='left')
-    return _describe(axs, alt or f'{n} pictures{": " if any(titles) else ""}' + '; '.join(t.replace('\n', ' ') for t in titles if t) + '.')
+    return _describe(axs, alt or f'{n} pictures{": " if any(titles) else ""}' + '; '.join(t for t in said if t) + '.')
 
 def _wrap(text, width, lines=3):
     return textwrap.fill(text, width, max_lines=lines, placeholder=' …') or text
@@ -358,7 +359,8 @@ def _dots(ax, labels, ours, low, high, published, xlabel, title, joined):
     lines = np.array([k.count('\n') + 1 for k in labels])
     heights = .17*lines + .14
     y = np.cumsum(heights) - heights/2
-    ax = _axes(ax, (7, heights.sum() + .95))
+    tall = max(heights.sum(), .75) # one row needs the room of its legend
+    ax = _axes(ax, (7, tall + .95))
     ok = np.isfinite(ours)
     if joined: # dumbbell: the distance between the two is the message
         for i in np.flatnonzero(ok & np.isfinite(published)): ax.plot([ours[i], published[i]], [y[i]]*2, color='#b5b5b5', lw=2.2, zorder=1)
@@ -376,7 +378,7 @@ def _dots(ax, labels, ours, low, high, published, xlabel, title, joined):
         for yi, vi in zip([*y, -.1], [*(f'{vi:.1f}' if np.isfinite(vi) else '–' for vi in v), head]):
             ax.annotate(vi, (1, yi), (x, 0), xycoords=ax.get_yaxis_transform(), textcoords='offset points', ha='right', va='center', fontsize=9, color=GREY if vi == '–' else color,
                         fontweight='bold' if vi == head else None, annotation_clip=False)
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.5/(heights.sum() + .1)), ncols=2)
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.5/(tall + .1)), ncols=2)
     return ax
 
 def _column(d, name):
@@ -675,7 +677,7 @@ def plot_class_counts(counts, # index class; a Series, or a column a split
         for i, c in enumerate(d.columns): ax.step(range(1, n+1), d.loc[order, c], where='mid', color=COLORS[i], ls=DASHES[i], lw=1.8, label=str(c))
         ax.set(xlabel=f'{n} classes, most images first', ylabel='images', title=title); ax.set_ylim(0, None)
         if total.min() < total.max(): ax.text(.99, .97, f'most: {order[0]} ({total[order[0]]:,.0f})\nfewest: {order[-1]} ({total[order[-1]]:,.0f})', transform=ax.transAxes, ha='right', va='top', fontsize=9)
-    if len(d.columns) > 1: ax.legend(**(dict(loc='lower left') if n > 25 else dict(loc='upper center', bbox_to_anchor=(.5, -.55/(.3*n + .3)), ncols=len(d.columns))))
+    if len(d.columns) > 1: ax.legend(**(dict(loc='center left', bbox_to_anchor=(1, .5)) if n > 25 else dict(loc='upper center', bbox_to_anchor=(.5, -.55/(.3*n + .3)), ncols=len(d.columns))))
     most, least = total.idxmax(), total.idxmin()
     return _describe(ax, f'Images in each of {n} classes: {int(total.sum()):,} in all, most in {most} ({int(total[most]):,}), fewest in {least} ({int(total[least]):,})'
                      + (f'; by split {", ".join(f"{c} {int(d[c].sum()):,}" for c in d.columns)}' if len(d.columns) > 1 else '') + '.')

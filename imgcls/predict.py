@@ -62,6 +62,8 @@ def find_images(where:str|Path|Sequence, # a folder, an archive, a pattern such 
         else: raise BadInput(f"images: {w}: no such folder, archive or file")
         out += found
     if not out: raise BadInput(f"images: no images in {', '.join(names)}{f' ({left} files without the extension of an image)' if left else ''}")
+    for e in out:
+        if e.id != e.id.encode(errors='ignore').decode(): raise BadInput(f"images: {ascii(e.id)}: this name is no text; rename the file")
     out.sort(key=lambda e: natural(e.id))
     for a, b in zip(out, out[1:]):
         if a.id == b.id: raise BadInput(f"images: two are called '{a.id}' ({a.path} and {b.path}); label one folder at a time")
@@ -80,7 +82,7 @@ def find_run(name:str, # study/run, a study, or a params file
         if profile: profile_file(profile) # these three know the nearest name
         if run: run_file(f'{study}/{run}')
         else: load_study(study)
-        raise BadInput(f"{name}: no record{'' if seed is None else f' of seed {seed}'}{f' in profile {profile}' if profile else ''}; make it with: imgcls run {name} --profile {profile or 'quick'}")
+        raise BadInput(f"{name}: no record{'' if seed is None else f' of seed {seed}'}{f' in profile {profile}' if profile else ''}; make it with: imgcls run {name} --profile {profile or 'quick'}{'' if seed is None else f' --seeds {seed}'}")
     found = largest(found)
     if run: return min(found, key=lambda fr: fr[1].seed)
     return max(found, key=lambda fr: fr[1].metric('valid') or 0)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'params_dir', 'tmp_dir', 'failed_dir', 'now',
            'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'processor', 'environment', 'git_state',
-           'resumes', 'begin_record', 'seed_for', 'weights_record', 'write_record', 'commit_record', 'recover',
-           'fail_record', 'read_record', 'verify_record', 'find_records', 'results', 'history', 'predictions']
+           'resumes', 'begin_record', 'seed_for', 'weights_record', 'record_digest', 'write_record', 'commit_record',
+           'recover', 'fail_record', 'read_record', 'verify_record', 'find_records', 'results', 'history',
+           'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -154,7 +155,7 @@ def lock_hash()->str:
 @functools.lru_cache
 def processor()->str:
     "The processor's name, as the system tells it; empty where it does not."
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError): # a finished training must not fail here
         if platform.system() == 'Darwin': return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True, timeout=20).stdout.strip()
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
             if line.startswith('model name'): return ' '.join(line.partition(':')[2].split())
@@ -210,6 +211,11 @@ def weights_record(run:str, # study/run
         folder = run_dir(profile, study, name, seed_for(study, p, profile), root)
         if (folder/'record.json').exists(): return folder, read_record(folder)
     raise BadInput(f'weights: run:{run}: no record here; make it with: imgcls run {run} --profile {p.profile}')
+
+def record_digest(record:Record)->str:
+    "What of a record a later run depends on: its parameters and what it predicted, learned or found."
+    trials = [record.files['trials.csv']] if 'trials.csv' in record.files else []
+    return hashlib.sha256(repr([record.key, record.files.get('predictions.parquet'), record.files.get('model.safetensors'), *trials]).encode()).hexdigest()[:16]
 
 def write_record(tmp:Path, record:Record)->Record:
     "Write `record.json` with the checksums of all files in `tmp`."
@@ -307,6 +313,7 @@ def predictions(folder:Path, split:str|None=None):
     import pandas as pd
     f = Path(folder)/'predictions.parquet'
     if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')
-    df = pd.read_parquet(f)
+    try: df = pd.read_parquet(f)
+    except (OSError, ValueError) as e: raise BadInput(f'{f}: cannot be read ({str(e).splitlines()[0]}); run it again with --force') from None
     df['q1'] = df['q1'].fillna(df['p_true']) # written once where the first guess is right
     return df if split is None else df[df['split'] == split].reset_index(drop=True)

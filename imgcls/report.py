@@ -18,7 +18,7 @@ __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'LEVELS', 'PUBLISHE
            'importances', 'rounds_section', 'replay_section', 'samplers_answer', 'samplers_section', 'trained', 'front',
            'front_figure', 'contents', 'all_runs_answer', 'environment_answer', 'environments', 'commits', 'datasets',
            'readme_parts', 'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url', 'stage_runs',
-           'book_key', 'execute_pages', 'pages', 'page_title', 'slim', 'build_book', 'check_site']
+           'book_key', 'execute_pages', 'pages', 'page_title', 'slim', 'check_site_place', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import base64, concurrent.futures as cf, contextlib, functools, hashlib, html, itertools, json, math, os, re, shutil, statistics, subprocess, sys
@@ -100,6 +100,8 @@ def _image_interval(folder:Path, mtime:int, classes:tuple, split:str, metric:str
     b = bootstrap(predictions(folder), list(classes), split, statistics=(metric,)).loc[metric]
     return float(b['low']), float(b['high'])
 
+def _many(n:int, one:str, more:str)->str: return one if n == 1 else more.format(n)
+
 def hardware(env:dict)->str:
     "What computed, in words, from a record's environment: the GPU, or the processor and how many of its cores."
     if (device := env.get('device', 'cpu')) != 'cpu': return device
@@ -168,6 +170,8 @@ class Runs:
         elif i: out += f' <span class="ci">({percent(i[0])}–{percent(i[1])})</span>'
         return out + (f' <span class="missing">({f"{bad} of {len(self.seeds)} seeds " if len(self.seeds) > 1 else ""}diverged)</span>' if bad else '')
     @property
+    def votes(self)->bool: return any(r.params.get('rule') == 'vote' for r in self.records) # no probabilities, hence no loss
+    @property
     def mirrored(self)->bool: return any(r.params.get('tta') for r in self.records)
     def named(self)->str:
         "HTML: its linked name, and what is unusual in how it is judged."
@@ -216,20 +220,24 @@ class Book:
         named = [r for r in self.done(study) if r.run in self.study(study).headline and r.run not in {b.run for b in bests}]
         return [(r, len(groups[r.judged])) for r in bests + named]
     def best_on(self, data:str, trained:bool=False)->Runs|None:
-        "The best run on valid of all studies that were judged on the same of these images, those of most runs; `trained`: of networks alone, without ensembles."
+        "The best run on valid of all studies that were judged on the same of these images, those of most runs; `trained`: of networks alone, without ensembles, where there are any."
         groups = _judged(r for r in self.all_done() if r.data == data and not (trained and r.model and r.model.arch == 'ensemble'))
-        return max(max(groups.values(), key=len), key=lambda r: r.mean('valid.accuracy') or 0) if groups else None
+        return max(max(groups.values(), key=len), key=lambda r: r.mean('valid.accuracy') or 0) if groups else self.best_on(data) if trained else None
     @property
     def datasets(self)->list[str]: return list(dict.fromkeys(r.data for r in self.all_done() if r.data))
     @property
     def records(self)->list[Record]: return [r for seeds in self.by_run.values() for _, r in seeds.values()]
+    def hardware(self, study:str|None=None)->str:
+        "What the networks of all studies, or of one, were trained on."
+        recs = [r for r in self.records if study in (None, r.study)]
+        return ' and '.join(sorted({hardware(r.env) for r in recs if r.model is None or r.model.arch != 'ensemble'} or {hardware(r.env) for r in recs}))
 
     def table(self, study:str, caption:str|None=None):
         "The runs of a study: a row a run with its accuracy on test and valid, macro F1, loss, parameters, training time and seeds."
         rows, out = [], []
         for r in self.runs(study):
             if not r: out.append(r); continue
-            rows.append({'run': r.named(), 'test accuracy %': r.cell(), 'valid accuracy %': r.cell('valid.accuracy', False), 'macro F1 %': percent(r.mean('test.macro_f1')), 'test loss': number(r.mean('test.loss')),
+            rows.append({'run': r.named(), 'test accuracy %': r.cell(), 'valid accuracy %': r.cell('valid.accuracy', False), 'macro F1 %': percent(r.mean('test.macro_f1')), 'test loss': '–' if r.votes else number(r.mean('test.loss')),
                          'parameters': number(r.mean('model.parameters')), 'training s': number(r.mean('timing.train_seconds')), 'seeds': r.seed_links()})
         text = self.how_to(study, out)
         return _html((rows_table(rows, caption or f'{self.title(study)}: runs under the profile {self.profile}', len(rows) > 8).data if rows else '') + text)
@@ -284,7 +292,7 @@ class Book:
         first, last = min(r.ended for r in recs)[:10], max(r.ended for r in recs)[:10]
         stale = sum(r.code != code_hash(r.params.get('template', 'train')) for r in recs)
         return (f"{len(recs)} record{'s'*(len(recs) > 1)} {of} the profile {self.profile}, made {f'on {first}' if first == last else f'between {first} and {last}'} with Python {say('python')}, "
-                f"torch {say('torch')} and fastai {say('fastai')} on {' and '.join(sorted({hardware(r.env) for r in recs if r.model is None or r.model.arch != 'ensemble'} or {hardware(r.env) for r in recs}))}" + (f'; {stale} of them by older code' if stale else '') + '.')
+                f"torch {say('torch')} and fastai {say('fastai')} on {self.hardware(study)}" + (f'; {stale} of them by older code' if stale else '') + '.')
 
 def toc()->list[dict]:
     "The chapters of `nbs/report/_toc.yml`, front page first: `file`, and the `studies` it is about."
@@ -301,7 +309,8 @@ def _shown(ax):
     return figure_html(ax)
 
 def missing(book:Book, study:str):
-    "The sentence for a page whose study has no record yet."
+    "The sentence for a page whose study has no record yet, or none that answers."
+    if any(book.runs(study)): return _html(f'<p class="missing">The records of this study under the profile {html.escape(book.profile)} do not answer yet: they lack a test accuracy, or what they are compared with. They are listed below.</p>')
     return _html(f'<p class="missing">No run of this study has a record under the profile {html.escape(book.profile)}. '
                  f'Make them with <code>imgcls run {html.escape(study)} --profile {html.escape(book.profile)}</code>, then build the book again.</p>')
 
@@ -332,8 +341,8 @@ def supported(d # from `comparisons`
     if not len(d): return ''
     yes = d[d['verdict'].str.startswith(('gain', 'drop'))]
     if not len(yes):
-        n, few = int(d['pairs'].max()), {1: 'One', 2: 'Two', 3: 'Three', 4: 'Four'}
-        if n < MIN_SEEDS: return f"{few[n]} seed{'s' if n > 1 else ''} a run cannot tell whether runs differ, so no difference is claimed ({MIN_SEEDS} are needed)."
+        n, few = int(d['pairs'].max()), {1: 'one', 2: 'two', 3: 'three', 4: 'four'}
+        if n < MIN_SEEDS: return f"With {'at most ' if (d['pairs'] < n).any() else ''}{few[n]} seed{'s' if n > 1 else ''} a run no difference between runs can be told from chance, so none is claimed ({MIN_SEEDS} are needed)."
         tested = int((d['pairs'] >= MIN_SEEDS).sum())
         return 'The one difference tested between runs does not hold over the seeds.' if tested == 1 else f'None of the {tested} differences tested between runs holds over the seeds.'
     yes = yes.reindex(yes['difference'].abs().sort_values(ascending=False, kind='stable').index)
@@ -401,7 +410,7 @@ def shortened(book:Book, study:str)->str:
     if not less: return ''
     a, b = min(less, key=lambda ab: ab[0]/ab[1])
     return (f'<b>Under the profile {html.escape(book.profile)} {"all" if len(less) == len(pairs) else f"{len(less)} of {len(pairs)}"} of these runs train for fewer epochs than their files ask for '
-            f'(cut the most: {a} of {b}): levels and best epochs are those of a shorter training.</b>')
+            f'(such as {a} of {b}): levels and best epochs are those of a shorter training.</b>')
 
 def how_far(book:Book, study:str):
     "How far the published numbers compare with ours, in the study's words, and on which images ours were measured."
@@ -455,7 +464,7 @@ def provenance(book:Book, study:str|None=None):
     recs = [r for r in book.records if study in (None, r.study)]
     more = any(r.seed not in book.study(r.study).seeds_for(book.profile) for r in recs if r.study in book.studies)
     made = f'Made by <code>{html.escape(run)}</code>{", for some runs with further <code>--seeds</code>" if more else ""}; ' if recs else ''
-    return _html(f'<p class="provenance">{html.escape(book.sources(study))} {made}{link("every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
+    return _html(f'<p class="provenance">{html.escape(book.sources(study))} {made}{link("every run" if made else "Every run", "all_runs.html")}, {link("environment", "environment.html")}.</p>')
 
 # %% ../nbs/13_report.ipynb #c017
 # column → (value of a record, in words, unit)
@@ -512,8 +521,9 @@ def beside(book:Book, study:str, file:str)->list[Beside]:
     if book.study(study).template == 'search': return [] # settings, which are no runs: the page of searches has them
     if 'support' in t: return _beside_report(book, study, t)
     for row in t.to_dict('records'):
-        run = row.get('run')
-        runs = book.run(study, run) if isinstance(run, str) else None
+        run = row.get('run', '')
+        if run != run: continue # of another study, which has this table too
+        runs = book.run(study, run) if run else None
         name = ' '.join(str(row[c]) for c in ('model', 'weights', 'size') if c in row and not pd.isna(row[c]))
         for c, (key, what, unit) in COLUMNS.items():
             if c not in row or pd.isna(row[c]): continue
@@ -572,7 +582,7 @@ def beside_figure(book:Book, study:str, key:str='max_valid_accuracy'):
 
 def beside_answer(book:Book):
     "How many published numbers there are, and for how many of them this profile has one beside."
-    bs = [b for s in book.studies for p in book.study(s).published if p.file for b in beside(book, s, p.file) if b.runs is not None]
+    bs = [b for s in book.studies for p in book.study(s).published if p.file for b in beside(book, s, p.file)]
     have = [b for b in bs if b.ours is not None]
     done = [s for s in book.studies if book.done(s)]
     text = f'The reports printed {len(bs)} numbers and claims that name a setting of ours; {len(have)} of them stand beside a number of the profile <b>{html.escape(book.profile)}</b>. '
@@ -609,7 +619,7 @@ def ladder_answer(book:Book, study:str='ablation'):
     have = [r for k, r in runs.items() if k in t.index and r.mean(LADDER) is not None]
     if not have: return missing(book, study)
     first, top = have[0], max(have, key=lambda r: r.mean(LADDER))
-    return _html(f'<p class="answer">{first.link()} reaches <b>{first.cell(LADDER, False)}</b> %; of the {len(have)} steps trained here {top.link()} reaches most, <b>{top.cell(LADDER, False)}</b> %. The source went from '
+    return _html(f'<p class="answer">{first.link()} reaches <b>{first.cell(LADDER, False)}</b> %{f"; of the {len(have)} steps trained here {top.link()} reaches most, <b>{top.cell(LADDER, False)}</b> %" if len(have) > 1 else ""}. The source went from '
                  f'{t["valid_acc_after"].iloc[0]:.0f} to {t["valid_acc_after"].max():.0f} % in {len(t)} steps (best validation accuracy). {supported(d.reset_index())}</p>')
 
 def ladder_figure(book:Book, study:str='ablation'):
@@ -738,7 +748,7 @@ def pretraining(book:Book, study:str='transfer', source:str='pretrain'):
              'its own test accuracy %': r.cell(), 'training s': number(r.mean('timing.train_seconds')), 'taken over by': str(len(took.get(r.name, {}))) + ' runs'} for r in runs if r.mean() is not None]
     if rows: out.append(rows_table(rows, 'Backbones that this project pretrained').data)
     out.append(book.how_to(source, [r for r in runs if not r]))
-    for k in sorted(set(took) - {r.name for r in runs if r}): out.append(f'<p class="note">{len(took[k])} runs take over {html.escape(k)} of another profile.</p>')
+    for k in sorted(set(took) - {r.name for r in runs if r}): out.append(f'<p class="note">{_many(len(took[k]), "One run takes", "{} runs take")} over {html.escape(k)}, whose record is not here.</p>')
     return _html(''.join(out) + _apart(book, study, source) + ''.join(_in_common(*x) for x in _routes(book, study, took)))
 
 def _apart(book, study, source):
@@ -1031,11 +1041,11 @@ def cost_answer(book:Book):
         if len(g) < 2 or not g.loc[g['scratch'], 'valid_accuracy'].notna().any(): continue # one run is not the best of anything
         quick, best = g.loc[(g['valid_accuracy']/g['train_seconds']).where(g['scratch']).idxmax()], g.loc[g['valid_accuracy'].idxmax()]
         a, b = (book.run(x['study'], x['run']) for x in (quick, best))
-        said.append(f'on {html.escape(n)} ({number(test)} test images) {a.link(a.name)} gets most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
+        said.append(f'on {html.escape(n)} ({number(test)} test images) {a.link(a.name)} gets, of the networks trained from scratch, most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
                     + (f', while the best on valid, {b.link(b.name)} with {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s{"" if best["scratch"] else ", pretraining not counted"}' if a.name != b.name else ''))
     if not said: return front(book)
     text = '; '.join(said)
-    return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Times are of training alone, on {html.escape(", ".join(sorted({r.env.get("device", "?") for r in book.records})))}.</p>')
+    return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Times are of training alone, on {html.escape(book.hardware())}.</p>')
 
 def _front(g, x):
     "Rows that no cheaper row reaches."
@@ -1084,7 +1094,7 @@ def epoch_time(book:Book):
     rows = []
     for x in pub.to_dict('records'):
         r = book.run(x['study'], x['run'])
-        ours = {'our run': r.link(), 'our epoch s': r.cell('epoch_seconds', False, number), 'our pixels': number(r.model.size or r.records[0].params['size']), 'our training images': number(r.first[1].data.images['train']), 'our hardware': html.escape(r.records[0].env.get('device', '–'))} if r else \
+        ours = {'our run': r.link(), 'our epoch s': r.cell('epoch_seconds', False, number), 'our pixels': number(r.model.size or r.records[0].params['size']), 'our training images': number(r.first[1].data.images['train']), 'our hardware': html.escape(hardware(r.records[0].env))} if r else \
                {'our run': '<span class="missing">not run</span>'} | {k: '–' for k in ('our epoch s', 'our pixels', 'our training images', 'our hardware')}
         rows.append({'published': html.escape(x['model']), 'pixels': str(x['size']), 'an epoch': html.escape(x['said']), 'hardware': html.escape(x['hardware']) if isinstance(x['hardware'], str) else 'not stated'} | ours)
     table = rows_table(rows, 'Time of an epoch: published and ours; other hardware and, where the images differ, other numbers of them').data if rows else ''
@@ -1234,7 +1244,7 @@ def search_runs(book:Book, study:str):
                      'epochs spent': number(r.mean('epochs_spent')), 'best valid accuracy %': r.cell('max_valid_accuracy', many), 'training s': number(r.mean('timing.train_seconds')), 'seeds': r.seed_links()})
     return _html((rows_table(rows, f'{book.title(study)}: searches under the profile {book.profile}').data if rows else '') + book.how_to(study, out))
 
-def _trial_rows(f:Found, most:int=20)->list[dict]:
+def _trial_rows(f:Found, most:int=60)->list[dict]:
     from imgcls.search import trials_table
     t = trials_table(f.trials, history(f.folder), f.epochs)
     ends = [c for c in t if re.match(r'(valid|train)_e\d+$', c)]
@@ -1265,7 +1275,8 @@ def search_tables(book:Book, *studies:str):
         if len(f.varied) > 1: out.append(_shown(plot_parallel(done, f.varied)).data)
         i = importances(f)
         out.append(_shown(plot_importance(i.to_frame('share'))).data if i is not None else f'<p class="note">Of {len(f.trials)} trials {int(f.trials["state"].isin(["done", "diverged"]).sum())} ran to their end, too few to say which parameter matters.</p>')
-        out.append(rows_table(_trial_rows(f), f'{k}: trials best first; accuracy in % after a third, two thirds and all of {f.epochs} epochs', len(f.trials) > 8).data)
+        rows = _trial_rows(f)
+        out.append(rows_table(rows, f'{k}: {"" if len(rows) == len(f.trials) else f"{len(rows)} of {len(f.trials)} "}trials, best first; accuracy in % after a third, two thirds and all of {f.epochs} epochs', len(f.trials) > 8).data)
         if k in PUBLISHED_SEARCH: out.append(rows_table(_published_rows(study, f'published/{PUBLISHED_SEARCH[k]}'), f'{k}: the published trials, other draws on other images', True).data)
     return _html(''.join(out)) # without searches the answer above says how to make them
 
@@ -1368,12 +1379,13 @@ def front(book:Book):
     "The front page's sentence: how much there is, and the best of it."
     done = [(s, book.best(s)) for s in book.studies if book.best(s)]
     p = html.escape(book.profile)
+    if not done and book.records: return _html(f'<p class="missing">Of the profile {p} there {_many(len(book.records), "is one record", "are {} records")}, none with a test accuracy: {link("every run", "all_runs.html")}.</p>')
     if not done: return _html(f'<p class="missing">Nothing has run yet under the profile {p}: <code>imgcls report --profile {p}</code> does it.</p>')
     runs, seeds = len(book.all_done()), trained(book)
     by = {n: book.best_on(n) for n in book.datasets}
     words = ', '.join(f'{b.cell(interval=False)} % on {html.escape(n)} ({link(b.name, run_page(b.study, b.run))})' for n, b in by.items())
     other = [s for s, _ in done if stand_in(book, s)]
-    return _html(f'<p class="answer">{runs} runs ({seeds} trained models) of {len(done)} {"study" if len(done) == 1 else "studies"} stand under the profile <b>{p}</b>; the best on valid reach on test {words}. '
+    return _html(f'<p class="answer">{_many(runs, "One run", "{} runs")} ({_many(seeds, "one trained model", "{} trained models")}) of {_many(len(done), "one study", "{} studies")} stand{"s" if runs == 1 else ""} under the profile <b>{p}</b>; the best on valid reach on test {words}. '
                  + (f'This profile trains on small stand-in images to show that everything runs: its numbers say nothing about the published ones.' if len(other) == len(done) else '') + '</p>')
 
 def front_figure(book:Book):
@@ -1667,14 +1679,18 @@ def _subset(font:Path, codes:set):
         s = subset.Subsetter(o); s.populate(unicodes=codes); s.subset(f)
         subset.save_font(f, str(font.with_suffix('.woff')), o)
 
+def check_site_place(site:Path):
+    "`BadInput` where a book cannot go to the folder `site`: asked before anything is trained for it."
+    if site.exists() and not (site/'.built').exists() and (not site.is_dir() or any(site.iterdir())):
+        raise BadInput(f'{site}: holds something that is no book, and a book would replace it; name an empty or a new folder')
+
 def build_book(profile:str='quick', out:Path|None=None, root:Path|None=None, workers:int=2)->Path:
     "Build the book of a profile's records; returns the path of its front page. `BadInput` where a page fails or the site is incomplete."
     profile_file(profile)
     book = Book(profile, root)
     top = project_root()
     stage, site = top/'build'/'book'/profile, Path(out or top/'site'/profile).resolve()
-    if site.exists() and not (site/'.built').exists() and (not site.is_dir() or any(site.iterdir())):
-        raise BadInput(f'{site}: holds something that is no book, and a book would replace it; name an empty or a new folder')
+    check_site_place(site)
     stage.mkdir(parents=True, exist_ok=True)
     from filelock import FileLock
     with FileLock(stage.with_name(f'.{profile}.lock')): return _built(book, stage, site, workers) # who comes second finds it built

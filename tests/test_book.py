@@ -80,6 +80,21 @@ def test_headline_runs_stand_on_the_leaderboard_besides_the_best(project, tmp_pa
     assert [(r.run, n) for r, n in book.leaders('recipes')] == [('fast_resnet', 3), ('convnet_long', 3)]
     assert shown.count(book.title('recipes')) == 2 and 'convnet_long' in shown and '`recipes/convnet_long`' in readme_parts('quick', tmp_path)[0] and '`recipes/convnet`' not in readme_parts('quick', tmp_path)[0]
 
+def test_records_without_a_test_accuracy_are_not_nothing(project, tmp_path):
+    from imgcls.report import answer, front, missing
+    assert 'Nothing has run yet' in plain(front(Book('quick', tmp_path))) and 'No run of this study' in plain(missing(Book('quick', tmp_path), 'optimizers'))
+    a = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); d = json.loads((a/'record.json').read_text()); del d['metrics']['test']; (a/'record.json').write_text(json.dumps(d))
+    book = Book('quick', tmp_path)
+    assert 'one record, none with a test accuracy' in plain(front(book)) and 'do not answer yet' in plain(missing(book, 'optimizers'))
+
+def test_a_published_row_stands_in_the_study_it_names_a_run_of(project, tmp_path):
+    from imgcls.report import beside, beside_answer
+    empty, some = Book('quick', tmp_path), Book('quick', project/'results')
+    rows = {s: {b.runs.run for p in empty.study(s).published if p.file and 'ten_class' in p.file for b in beside(empty, s, p.file)} for s in ('transfer', 'ensembles')}
+    assert rows == dict(transfer={'mobilenet_64', 'mobilenet_224', 'resnet50_224'}, ensembles={'ten_class_vote'})
+    printed = [re.search(r'printed (\d+) numbers', plain(beside_answer(b)))[1] for b in (empty, some)]
+    assert printed[0] == printed[1] # what was printed does not hang on what has run
+
 def test_a_diverged_run_says_so_everywhere(project, tmp_path):
     from imgcls.report import cost_answer
     fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); bad = fake_record(tmp_path, 'optimizers', 'adam_tanh', seed=1, accuracy=.1)

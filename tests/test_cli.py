@@ -30,7 +30,9 @@ def commands():
     (['run', 'missing.yaml'], 'no such file'), (['run', '--profile', 'quik'], "did you mean 'quick'"), (['run', '--data', 'nowhere'], 'no such folder'), (['run', '--kernel', 'hot'], 'invalid choice'),
     (['status', 'one/x'], 'no such run in one'), (['status', '--profile', '../quick'], 'is not a profile'), (['show', 'one/a'], 'make it with: imgcls run one/a'), (['compare', 'one/a', 'one/b'], 'no record'),
     (['check', 'digits', '--json', 'none/x.json'], '--json none/x.json: no such folder none'), (['check', 'digits', '--figure', 'x.txt'], '--figure x.txt: ends in none of .png'),
-    (['model', 'convnett'], "did you mean 'convnet'"), (['model', 'convnet', '--size', '-5'], '--size -5: not allowed'), (['model', 'convnet', '--classes', '0'], '--classes 0: not allowed'), (['run', '--seeds', '²'], '--seeds ²: not allowed'), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
+    (['model', 'convnett'], "did you mean 'convnet'"), (['model', 'convnet', '--size', '-5'], '--size -5: not allowed'), (['model', 'convnet', '--classes', '0'], '--classes 0: not allowed'), (['run', '--seeds', '²'], '--seeds ²: not allowed'), (['run', '--seeds', ''], '--seeds : not allowed'), (['run', '--seeds', '0-9999999'], 'at most 1,000'), (['run', '--seeds', '99999999999'], 'seeds: [99999999999] is not allowed'),
+    (['check', 'digits', '--json', 'params'], '--json params: is a folder'), (['bench', '--json', 'params'], '--json params: is a folder'), (['report', '-o', 'params'], 'holds something that is no book'), (['report', '--budget', '-1'], '--budget -1: not allowed'),
+    (['best', 'one/a', '-o', 'params/one/study.yaml'], 'a file params/STUDY/RUN.yaml is needed'), (['best', 'one/a', '-o', 'params/optimizers/adam_tanh.yaml'], 'exists already'), (['new', 'My Study'], 'not a name'), (['new', 'one'], 'exists already'), (['bench', '--only', 'x'], 'invalid choice'), (['report', '--profile', 'x'], 'is not a profile')])
 def test_bad_input_is_one_line_and_status_2(project, argv, says):
     status, out, err = call(*argv)
     assert (status, out) == (2, '') and err.startswith('imgcls: ') and err.count('\n') == 1 and says in err, err
@@ -41,12 +43,25 @@ def test_bad_input_is_one_line_and_status_2(project, argv, says):
     ('lr: 0\n', 'lr: 0 is not allowed'), ('learning_rate: 1\n', "unknown key 'learning_rate' (did you mean 'lr'?)"), ('epochs: true\n', 'a number is needed'), ('lr: [1\n', 'line 2: not valid YAML'),
     ('lr: 1\nlr: 2\n', "key 'lr' is given twice"), ('- 1\n', "expected 'key: value' lines"), ('arch: resnot\n', 'not a known architecture'), ('arch_args: {filters: [0, 1]}\n', 'filters'),
     ('dataset: ./nothing\n', 'nothing'), ('template: ensemble\n', 'no such template'), ('template: serach\n', "template: 'serach' is not allowed (did you mean 'search'?)"),
-    ('arch_args: {{dense: 3}}\n', 'a key must be a name'), ('lr: 2024-02-30\n', 'not valid YAML'), ('run: a\n', "run: 'a' is not allowed: a file in params/ is called by its folder and its name; write b")])
+    ('seed: 5\n', 'seed: not allowed in a file in params/'), ('arch_args: {{dense: 3}}\n', 'a key must be a name'), ('lr: 2024-02-30\n', 'not valid YAML'), ('run: a\n', "run: 'a' is not allowed: a file in params/ is called by its folder and its name; write b")])
 def test_a_bad_params_file_is_found_before_anything_runs(project, text, says):
     project.put('params/one/b.yaml', text)
     status, out, err = call('run', 'one/a', 'one/b')
     assert status == 2 and says in err and err.count('\n') == 1 and 'b.yaml' in err or 'template' in text or 'dataset' in text, err
     assert not project.results.exists()
+
+
+def test_a_yml_file_is_not_its_yaml_namesake(project):
+    project.put('params/one/a.yml', 'lr: 0.5\nseed: 3\n')
+    status, _, err = call('run', 'params/one/a.yml', '--dry-run')
+    assert status == 2 and 'a.yml' in err and err.count('\n') == 1 and not project.results.exists()
+
+
+def test_output_of_few_letters_gets_the_rest(project):
+    assert runner.run(runner.plan(['one/a']), kernel='plain').status == 0
+    project.put('params/one/a.yaml', 'lr: 5e-3\n')
+    done = subprocess.run([sys.executable, '-c', 'from imgcls.cli import main; main()', 'status', 'one'], capture_output=True, env=os.environ | dict(PYTHONIOENCODING='ascii'), timeout=120)
+    assert done.returncode == 0 and b'lr 0.001 \\u2192 0.005' in done.stdout, done.stderr
 
 
 def test_help_is_something_to_act_on():

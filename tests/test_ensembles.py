@@ -8,7 +8,7 @@ from imgcls import runner
 from imgcls.evaluation import average, confusion, metrics, vote
 from imgcls.params import BadInput, load_params, load_study, make_params, profile_names, project_root, read_yaml, study_names
 from imgcls.records import begin_record, params_dir, predictions, read_record
-from imgcls.experiment import ensemble_members, member_predictions, put_together
+from imgcls.experiment import ensemble_members, member_predictions, put_together, save_ensemble
 from tests.small import small_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,3 +114,17 @@ def test_members_that_do_not_fit_are_named(project, tmp_path):
     with pytest.raises(BadInput, match="over different images: .* image '.*' is in m/a alone"): member_predictions(p, ensemble_members(p, root))
     f = root/'quick/m/c/s0/record.json'; d = json.loads(f.read_text()); d['data']['classes'][3] = 'drei'; f.write_text(json.dumps(d))
     with pytest.raises(BadInput, match="class 3 is '3' in m/a .* and 'drei' in m/c"): ensemble_members(p, root)
+
+def test_the_same_training_again_changes_no_ensemble(project):
+    tmp, _ = project
+    runner.run(runner.plan(['e']), jobs=1); assert not runner.plan(['e']).todo
+    def again():
+        small_run(load_params('m/c', 'quick').resolve()); return read_record(tmp/'results/quick/m/c/s0').files
+    assert len({again()['model.safetensors'] for _ in range(4)}) == 1 and not runner.plan(['e']).todo # the library writes metadata in any order
+
+def test_an_ensemble_made_by_hand_knows_its_members(project, monkeypatch):
+    tmp, _ = project
+    monkeypatch.delenv('IMGCLS_RUNNER', raising=False)
+    p = load_params('e/mean', 'quick').resolve(); members = ensemble_members(p)
+    r = save_ensemble(begin_record(p), p, members, put_together(p, member_predictions(p, members), list('0123456789')), 1.)
+    assert set(r.notes['inputs']) == {'m/a/s0', 'm/b/s0'} and runner.examine(p, inputs=dict.fromkeys(r.notes['inputs'], 'other')).name == 'stale'

@@ -93,6 +93,12 @@ def test_it_says_what_the_run_said_of_its_test_images(place):
         P = Model(folder, record)(digits.images[[at[k] for k in said.id]])
         assert (P.argmax(1) == said.top1).all() and np.abs(P - said[[f'p{i}' for i in range(10)]].to_numpy(float)).max() < 1e-3
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names that are no text')
+def test_a_name_that_is_no_text_is_refused_before_the_work(place, tmp_path):
+    (tmp_path/'odd').mkdir(); shutil.copy(place/'new/img1.png', os.fsencode(tmp_path/'odd')+b'/bad\xff.png')
+    status, out, err = call('predict', 'demo/a', tmp_path/'odd', '-o', tmp_path/'sub.csv')
+    assert status == 2 and 'is no text; rename' in err and err.count('\n') == 1 and not (tmp_path/'sub.csv').exists()
+
 def test_processes_and_threads_change_no_label(place):
     team, (entries, _) = load_team(['demo/a', 'demo/b'], average=True), find_images('new', place/'empty')
     many = [e._replace(id=f'{k}-{e.id}') for k in range(20) for e in entries]

@@ -47,6 +47,7 @@ def test_expected_time_comes_from_records_then_from_the_study(project):
 
 @pytest.mark.parametrize('text, says', [
     ("runs: {a: {parrent: b}, b: }", "unknown key 'parrent' (did you mean 'parent'?)"), ('runs: [a, b]\nseeds: {quik: 3}', "seeds: 'quik' is not a profile (did you mean 'quick'?)"),
+    ('runs: [a, b]\non: 3', 'True is no key; allowed: title, question'), ('runs: [a, b]\nname: two', "name: 'two' is not allowed: a study is called by its folder"),
     ('runs: [a, b]\nheadline: [aa]', "headline: 'aa' is not among its runs (did you mean 'a'?); runs: a, b"),
     ('runs: {a: {minutes: {quik: 3}}, b: }', "runs: a: minutes: 'quik' is not a profile"), ('runs: {a: {minutes: {quick: .inf}}, b: }', 'finite'), ('runs: [{a: {minutes: {quick: 1}}}, b]', 'runs')])
 def test_a_bad_study_file_is_one_line(project, text, says):
@@ -105,6 +106,14 @@ def test_a_plan_that_only_looks_fetches_nothing(project, monkeypatch):
 
 
 # ---- what is up to date
+
+def test_what_began_with_other_inputs_is_not_taken_up(project):
+    p = load_params('one/a', 'quick').resolve()
+    for was, kept in (('{}', True), ('{"settings t.csv": "other"}', False)):
+        tmp = records.begin_record(p); (tmp/'.inputs').write_text(was); (tmp/'left').touch()
+        assert runner.run(runner.plan(['one/a'], force=True), kernel='plain').status == 0
+        assert (records.params_dir(p)/'left').exists() is kept
+
 
 def test_only_what_changed_runs_again_and_status_says_which_part(project):
     plan = runner.plan()

@@ -6,7 +6,8 @@ document.addEventListener('DOMContentLoaded', () => document.querySelectorAll('t
   heads.forEach((th, i) => {
     const button = document.createElement('button');
     button.type = 'button'; button.textContent = th.textContent; th.textContent = ''; th.append(button);
-    const numeric = rows.filter(r => !isNaN(number(text(r, i)))).length > rows.length / 2;
+    const there = rows.map(r => text(r, i)).filter(s => !/^(–|not run|diverged|other classes)?$/.test(s));  // a column of few numbers is still one of numbers
+    const numeric = there.filter(s => !isNaN(number(s))).length > there.length / 2;
     button.addEventListener('click', () => {
       const down = th.getAttribute('aria-sort') ? th.getAttribute('aria-sort') === 'ascending' : numeric;  // numbers start with the largest
       heads.forEach(h => h.removeAttribute('aria-sort'));
