@@ -694,15 +694,15 @@ def gains(book:Book, study:str='transfer'): # DataFrame as from `comparisons`, w
         claimed=d['verdict'].str.startswith(('gain', 'drop')))
 
 def transfer_answer(book:Book, study:str='transfer'):
-    "The best policy where images are fewest, set by set, beside the same network from scratch; and which differences the seeds support."
+    "The best policy for each set and number of images beside the same network from scratch; and which differences the seeds support."
     d, runs = gains(book, study), transferred(book, study)
     if not runs: return missing(book, study)
     said = []
-    for n, g in d.groupby('data', sort=False):
-        g = g[g['images'] == g['images'].min()]
+    for n, images in sorted(dict.fromkeys(zip(d['data'], d['images'])), key=lambda x: (list(d['data']).index(x[0]), x[1])):
+        g = d[(d['data'] == n) & (d['images'] == images)]
         best = max((book.run(study, b) for b in g['b']), key=lambda r: r.mean('valid.accuracy') or 0)
         plain = book.run(study, g.set_index('b').loc[best.run, 'a'])
-        said.append(f'with {g["images"].iloc[0]:,} training images of {html.escape(n)} <b>{best.link()}</b>, the best on valid, reaches <b>{best.cell(interval=False)}</b> % on test and the same network from scratch {plain.cell(interval=False)} %')
+        said.append(f'with {images:,} training images of {html.escape(n)} <b>{best.link()}</b>, the best on valid, reaches <b>{best.cell(interval=False)}</b> % on test and the same network from scratch {plain.cell(interval=False)} %')
     text = '; '.join(said) or f'{runs[0].link()} reaches <b>{runs[0].cell(interval=False)}</b> % on test, and no network from scratch has run to compare with'
     return _html(f'<p class="answer">{text[0].upper() + text[1:]}. {supported(comparisons(book, study))}</p>')
 
@@ -1031,21 +1031,25 @@ def cost_rows(book:Book):
         epoch_seconds=r.mean('epoch_seconds'), images_per_second=r.mean('timing.images_per_second'), memory=r.mean('timing.peak_memory_mb'), size=r.records[0].params.get('size'), arch=r.records[0].params.get('arch'),
         images=r.first[1].data.images.get('train') if r.first[1].data else None) for r in book.all_done()])
 
+def _on(judged:tuple, of)->str:
+    "The images that runs are judged on, in words; `of`: all such sets, from which they must be told apart."
+    n, valid, test = judged
+    return f'{html.escape(n)} ({number(test)} test images' + (f', {number(valid)} to choose on' if len({x for x in of if (x[0], x[2]) == (n, test)}) > 1 else '') + ')'
+
 def cost_answer(book:Book):
     "For each set of images that runs are judged on, the run from scratch that bought most accuracy a second, and the best of all, both chosen on valid."
     from imgcls.evaluation import accuracy_per_second
     d = cost_rows(book)
     if not len(d): return front(book)
     said = []
-    for (n, _, test), g in d[d['train_seconds'] > 0].groupby('judged', sort=False):
+    for judged, g in d[d['train_seconds'] > 0].groupby('judged', sort=False):
         if len(g) < 2 or not g.loc[g['scratch'], 'valid_accuracy'].notna().any(): continue # one run is not the best of anything
         quick, best = g.loc[(g['valid_accuracy']/g['train_seconds']).where(g['scratch']).idxmax()], g.loc[g['valid_accuracy'].idxmax()]
         a, b = (book.run(x['study'], x['run']) for x in (quick, best))
-        said.append(f'on {html.escape(n)} ({number(test)} test images) {a.link(a.name)} gets, of the networks trained from scratch, most out of a second of training ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
+        said.append(f'on {_on(judged, d["judged"])} {a.link(a.name)} ({a.cell(interval=False)} % in {number(quick["train_seconds"])} s, {number(accuracy_per_second(quick["test_accuracy"], quick["train_seconds"]))} points a second)'
                     + (f', while the best on valid, {b.link(b.name)} with {b.cell(interval=False)} %, takes {number(best["train_seconds"])} s{"" if best["scratch"] else ", pretraining not counted"}' if a.name != b.name else ''))
     if not said: return front(book)
-    text = '; '.join(said)
-    return _html(f'<p class="answer">{text[0].upper() + text[1:]}. Times are of training alone, on {html.escape(book.hardware())}.</p>')
+    return _html(f'<p class="answer">Most accuracy for a second of training, of the networks trained from scratch: {"; ".join(said)}. Times are of training alone, on {html.escape(book.hardware())}.</p>')
 
 def _front(g, x):
     "Rows that no cheaper row reaches."
@@ -1056,9 +1060,9 @@ def cost_figures(book:Book):
     "Accuracy against seconds and against parameters, a pair of figures for each set of images that runs are judged on."
     from imgcls.plots import plot_tradeoff
     d, out = cost_rows(book), []
-    for (n, _, test), g in d.groupby('judged', sort=False) if len(d) else []:
+    for judged, g in d.groupby('judged', sort=False) if len(d) else []:
         if len(g) < 2: continue # one run trades nothing off
-        out.append(f'<h2>{html.escape(n)}, {number(test)} test images</h2>')
+        out.append(f'<h2>{_on(judged, d["judged"])}</h2>')
         for x in ('train_seconds', 'parameters'):
             h = g[g[x].notna() & (g[x] > 0)]
             if not len(h): continue
