@@ -1472,7 +1472,7 @@ def readme_parts(profile:str|None=None, # none: `full` where it has records, els
     for s in book.studies:
         for b, n in book.leaders(s):
             i, secs = b.interval(), b.mean('timing.train_seconds')
-            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {hardware(b.records[0].env)} | {n} |")
+            lines.append(f"| {book.title(s)} | `{b.name}`{' (with mirror images)' if b.mirrored else ''} | {percent(b.mean())}{f' ({percent(i[0])}–{percent(i[1])})' if i else ''} | {b.data} | {number(b.judged[2])} | {number(b.mean('model.parameters'))} | {'–' if secs is None else f'{secs/60:.1f} min'} | {'–' if secs is None else hardware(b.records[0].env)} | {n} |")
     for r in max(_judged(r for r in book.all_done() if (r.mean('timing.train_seconds') or 0) > 0).values(), key=len): # accuracies on other images do not compare
         x = r.mean('timing.train_seconds'); shown[r.name] = dict(run=r.run, study=r.study, data=r.data, train_seconds=round(x, 1), test_accuracy=round(r.mean(), 4))
     n = trained(book)
