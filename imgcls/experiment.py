@@ -17,7 +17,7 @@ import pandas as pd, torch
 from .evaluation import TOP, average, classification_report, confusion, metrics, of_split, predictions, same_classes, same_images, vote
 from .loaders import dataloaders
 from .models import count_macs, count_parameters
-from .params import BadInput, Params, make_params, weight_sources
+from .params import BadInput, Params, make_params, weight_runs
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
                             params_dir, record_digest, seed_for, weights_record, write_atomic, write_record)
@@ -119,17 +119,18 @@ def device_name(learn)->str:
 
 def _settle(f:Path):
     "Write the metadata in a safetensors file's header in one order: the library takes a random one, and equal weights would have unequal checksums."
-    b = f.read_bytes()
-    n = int.from_bytes(b[:8], 'little')
-    head = json.loads(b[8:8+n])
-    if '__metadata__' in head: head['__metadata__'] = dict(sorted(head['__metadata__'].items()))
-    text = json.dumps(head, separators=(',', ':'), ensure_ascii=False).encode()
-    write_atomic(f, len(padded := text.ljust(-(-len(text)//8)*8)).to_bytes(8, 'little') + padded + b[8+n:])
+    with open(f, 'r+b') as o: # in place: the record is not committed yet, and weights can be large
+        n = int.from_bytes(o.read(8), 'little')
+        head = json.loads(o.read(n))
+        head['__metadata__'] = dict(sorted(head['__metadata__'].items()))
+        text = json.dumps(head, separators=(',', ':'), ensure_ascii=False).encode()
+        assert len(text) <= n, 'the same header in another order grew'
+        o.seek(8); o.write(text.ljust(n))
 
 def _inputs(p)->dict:
     "Digests of the runs whose weights `p` may start from, as the runner writes them: other weights make it stale."
     out = {}
-    for run in (w.removeprefix('run:') for w in weight_sources(p.weights) if w.startswith('run:')):
+    for run in weight_runs(p.weights):
         with contextlib.suppress(BadInput):
             r = weights_record(run, p)[1]
             if r.profile == p.profile: out[f'{run}/s{r.seed}'] = record_digest(r)

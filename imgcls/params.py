@@ -8,11 +8,11 @@ __all__ = ['Int', 'Float', 'Positive', 'Fraction', 'Size', 'Name', 'Augmentation
            'read_yaml', 'Strict', 'RunParams', 'DataParams', 'ConvNet', 'BlockCNN', 'GroupResNet', 'CNN4', 'Backbone',
            'TorchvisionVGG', 'TorchvisionVGGNorm', 'VGG', 'Stemmed', 'ResNet', 'MobileNet', 'ConvNeXt', 'Timm',
            'Chains', 'SimpleChains', 'ComplexChains', 'MediumChains', 'BaseNet', 'FastResNet', 'arch_class',
-           'check_arch', 'weight_sources', 'weights_file', 'ModelParams', 'Phase', 'TrainParams', 'MachineParams',
-           'ScaleParams', 'EnsembleParams', 'SearchParams', 'template_keys', 'Params', 'check_range', 'trial_params',
-           'make_params', 'project_root', 'results_root', 'check_place', 'study_names', 'profile_names', 'run_file',
-           'spread', 'read_settings', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study', 'load_study',
-           'notebook_params', 'parameters_cell']
+           'check_arch', 'weight_sources', 'weight_runs', 'weights_file', 'ModelParams', 'Phase', 'TrainParams',
+           'MachineParams', 'ScaleParams', 'EnsembleParams', 'SearchParams', 'template_keys', 'Params', 'check_range',
+           'trial_params', 'make_params', 'project_root', 'results_root', 'check_place', 'study_names', 'profile_names',
+           'run_file', 'spread', 'read_settings', 'profile_file', 'load_params', 'RunEntry', 'Published', 'Study',
+           'load_study', 'notebook_params', 'parameters_cell']
 
 # %% ../nbs/00_params.ipynb #c003
 import difflib, hashlib, json, math, os, re
@@ -280,6 +280,10 @@ def weight_sources(weights:str)->list[str]:
               or re.fullmatch(r'https?://\S+#sha256=[0-9a-f]{64}', w) or ('://' not in w and not w.startswith('run:') and w.endswith(('.safetensors', '.pth', '.pt'))))
         if not ok: raise ValueError(f"{w!r} is no place for weights{nearest(w, ['imagenet', 'none'])}; allowed: {WEIGHTS}")
     return out
+
+def weight_runs(weights:str)->list[str]:
+    "The runs among the alternatives in `weights`, as study/run."
+    return [w.removeprefix('run:') for w in weight_sources(weights) if w.startswith('run:')]
 
 def weights_file(name:str)->Path:
     "The weights file at `name`, seen from the working directory or the project; `BadInput` where there is none."

@@ -1428,8 +1428,7 @@ def environment_answer(book:Book):
     if not recs: return front(book)
     envs, coms, splits = ({f(r) for r in recs} for f in (lambda r: tuple(sorted(r.env.items())), lambda r: r.git.get('commit', ''), lambda r: r.data.fingerprint if r.data else ''))
     dirty, stale = sum(bool(r.git.get('dirty')) for r in recs), sum(r.code != code_hash(r.params.get('template', 'train')) for r in recs)
-    many = lambda n, one, more: f'{n} {one if n == 1 else more}'
-    return _html(f'<p class="answer">{many(len(recs), "record was", "records were")} made in {many(len(envs), "environment", "environments")} from {many(len(coms), "commit", "commits")}, over {many(len(splits), "set of splits", "sets of splits")} of the images. '
+    return _html(f'<p class="answer">{_many(len(recs), "One record was", "{} records were")} made in {_many(len(envs), "one environment", "{} environments")} from {_many(len(coms), "one commit", "{} commits")}, over {_many(len(splits), "one set of splits", "{} sets of splits")} of the images. '
                  f'{dirty or "None"} of them came from files that differed from their commit, and {stale or "none"} from older code than this.</p>')
 
 def environments(book:Book):

@@ -93,7 +93,7 @@ def test_it_says_what_the_run_said_of_its_test_images(place):
         P = Model(folder, record)(digits.images[[at[k] for k in said.id]])
         assert (P.argmax(1) == said.top1).all() and np.abs(P - said[[f'p{i}' for i in range(10)]].to_numpy(float)).max() < 1e-3
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='file names that are no text')
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse such file names')
 def test_a_name_that_is_no_text_is_refused_before_the_work(place, tmp_path):
     (tmp_path/'odd').mkdir(); shutil.copy(place/'new/img1.png', os.fsencode(tmp_path/'odd')+b'/bad\xff.png')
     status, out, err = call('predict', 'demo/a', tmp_path/'odd', '-o', tmp_path/'sub.csv')
