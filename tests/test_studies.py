@@ -64,7 +64,6 @@ vgg_block = lambda i, convs: {f'block{i}.{layer}{j}' for j in convs for layer in
 BODY = {
     'step06': ({'dense2', 'headact2'}, set()),
     'step07': ({f'block{i}.pool' for i in range(1, 6)}, {'average'}),
-    'step07_tenth': ({f'block{i}.pool' for i in range(1, 6)}, {'average'}),
     'step09': (vgg_block(3, (3, 4)) | vgg_block(4, (3, 4)) | vgg_block(5, (3, 4)), set()),
     'step11': ({'block5.pool'}, {'average'}),
     'step14': ({f'block{i}.pool' for i in (2, 3, 4)}, set()),
