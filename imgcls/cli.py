@@ -99,7 +99,7 @@ def _record(name:str, profile:str, seed:int|None):
 def cmd_show(a)->int:
     "One record: its numbers, parameters and notebook."
     folder, r = _record(a.run, a.profile, a.seed)
-    if a.json: print(r.model_dump_json(by_alias=True, indent=1)); return 0
+    if a.json: print(r.text()); return 0
     from imgcls.runner import _took, duration, drift
     rows = [dict(k=k, v=v) for k, v in dict(run=f'{r.name} seed {r.seed}, profile {r.profile}', status=r.status, folder=folder).items()]
     for split in ('valid', 'test'):

@@ -8,7 +8,7 @@ __all__ = ['PROFILE_ORDER', 'params_table', 'class_counts', 'split_table', 'hist
            'put_together', 'save_ensemble']
 
 # %% ../nbs/09a_experiment.ipynb #c002
-import contextlib, json, os, sys, time
+import contextlib, io, json, os, re, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,14 @@ class Progress:
         else: self.handle.update(data, raw=True)
 
 # %% ../nbs/09a_experiment.ipynb #c009
+def _parquet(frame, ids='PLAIN')->bytes:
+    "`frame` as small as a Parquet file gets that any reader opens: no index, no statistics, no notes of pandas."
+    import pyarrow as pa, pyarrow.parquet as pq
+    out, few = io.BytesIO(), [c for c in frame if c in ('split', 'target') or c.startswith('top')]
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None), out, compression='brotli', compression_level=11, store_schema=False,
+                   write_statistics=False, use_dictionary=few, column_encoding={c: ids if c == 'id' else 'PLAIN' for c in frame if c not in few})
+    return out.getvalue()
+
 @dataclass
 class Scores:
     "Predictions of the evaluated splits and what follows from them; table and figures are of `split`, the last one."
@@ -82,12 +90,17 @@ class Scores:
     def confusion(self)->pd.DataFrame: return confusion(self.frame, self.classes, self.split)
     @property
     def report(self)->pd.DataFrame: return classification_report(self.frame, self.classes, self.split)
-    def write(self, path:Path):
-        """Write the predictions, in less than half of what pandas takes, since records are committed. The second to fifth guess keep their class; their probability only where these are all classes:
-        nothing reads it elsewhere. Where the first guess is right, `p_true` is its probability, and `q1` is left out; `records.predictions` puts it back."""
+    def write(self, folder:Path):
+        """Write `predictions.parquet`, in less than half of what pandas takes, since records are committed, and `probabilities.parquet` where all were kept: a hundred classes have twenty times as much of them,
+        so they lie beside it and can stay on the machine that trained. The second to fifth guess keep their class; their probability only where these are all classes: nothing reads it elsewhere.
+        Where the first guess is right, `p_true` is its probability, and `q1` is left out. `records.predictions` puts both back."""
         rest = [] if len(self.classes) <= TOP else [f'q{i}' for i in range(2, TOP + 1)]
-        frame = self.frame.drop(columns=rest).assign(q1=self.frame['q1'].where(self.frame['top1'] != self.frame['target']))
-        frame.to_parquet(path, index=False, compression='brotli', compression_level=11, use_dictionary=['split', 'target', *(c for c in frame if c.startswith('top'))])
+        every = [c for c in self.frame if re.fullmatch(r'p\d+', c)]
+        frame = self.frame.drop(columns=rest + every).assign(q1=self.frame['q1'].where(self.frame['top1'] != self.frame['target']))
+        # of paths that count up each is written by its difference from the one before, in two thirds; of others that takes more than all letters
+        packed = min((_parquet(frame, e) for e in ('PLAIN', 'DELTA_BYTE_ARRAY')), key=len)
+        (folder/'predictions.parquet').write_bytes(packed)
+        if every: (folder/'probabilities.parquet').write_bytes(_parquet(self.frame[every]))
 
 def evaluate(learn, # with the weights to be judged
              split:str|None=None, # one split; none: valid, and test where the run evaluates it
@@ -143,7 +156,7 @@ def save_record(folder:Path, # from `begin_record(p)`
                )->Record:
     "Write a run's record into its folder; run by hand, also put it in its place (the runner does that itself, with the executed notebook)."
     history_table(result).to_csv(folder/'history.csv', index=False)
-    scores.write(folder/'predictions.parquet')
+    scores.write(folder)
     if p.keep_weights != 'none':
         save_weights(learn, folder/'model.safetensors', p.keep_weights)
         _settle(folder/'model.safetensors')
@@ -215,6 +228,9 @@ def ensemble_members(p:Params, # of the template ensemble
 
 def member_predictions(p:Params, members:dict)->dict: # study/run → predictions on valid, and on test where `p.evaluate_test`
     "What each member predicted, rows in one order."
+    for k, (f, r) in members.items():
+        if p.rule != 'vote' and 'probabilities.parquet' in r.files and not (f/'probabilities.parquet').exists():
+            raise BadInput(f'{p.name}: the probabilities of its member {k} stayed on the machine that trained it; make them with: imgcls run {k} --profile {p.profile} --seeds {r.seed} --force')
     return same_images({k: pd.concat([of_split(read_predictions(f), s) for s in ['valid'] + ['test']*p.evaluate_test], ignore_index=True) for k, (f, _) in members.items()})
 
 def put_together(p:Params, frames:dict, classes:list)->Scores:
@@ -226,7 +242,7 @@ def put_together(p:Params, frames:dict, classes:list)->Scores:
 def save_ensemble(folder:Path, p:Params, members:dict, scores:Scores, seconds:float)->Record:
     "Write an ensemble's record: its own predictions and metrics; `members` (from `ensemble_members`), their seeds and the sum of their training seconds in the notes."
     records = [r for _, r in members.values()]
-    scores.write(folder/'predictions.parquet')
+    scores.write(folder)
     trained = [r.timing.train_seconds for r in records]
     record = Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(), data=records[0].data,
         model=ModelInfo(arch='ensemble', parameters=sum(r.model.parameters for r in records), macs=sum(r.model.macs or 0 for r in records) or None, weights='members'),

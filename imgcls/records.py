@@ -21,6 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .params import BadInput, Params, load_study, project_root, results_root, study_names
 
 # %% ../nbs/01_records.ipynb #c005
+def _json(x, pad='\n'):
+    "JSON with a line a key, and a list of plain values on one: a hundred counts are read, and kept, more easily so."
+    if isinstance(x, dict) and x: return '{' + ','.join(f'{pad} {json.dumps(k, ensure_ascii=False)}: {_json(v, pad + " ")}' for k, v in x.items()) + pad + '}'
+    if isinstance(x, list) and any(isinstance(v, (dict, list)) for v in x): return '[' + ','.join(f'{pad} {_json(v, pad + " ")}' for v in x) + pad + ']'
+    return json.dumps(x, ensure_ascii=False)
+
 class DataInfo(BaseModel):
     "Which images a run saw."
     name: str
@@ -80,6 +86,9 @@ class Record(BaseModel):
     def notebook_elsewhere(self)->bool:
         "The executed notebook stayed on the machine that ran it."
         return self.notebook is None and 'run.ipynb' in self.files
+    def text(self)->str:
+        "The record as it is written to `record.json`."
+        return _json(json.loads(self.model_dump_json(by_alias=True)))
     def metric(self, split:str, name:str='accuracy'):
         "A metric, or None where the split was not evaluated."
         return (self.metrics.get(split) or {}).get(name)
@@ -214,13 +223,13 @@ def weights_record(run:str, # study/run
 
 def record_digest(record:Record)->str:
     "What of a record a later run depends on: its parameters and what it predicted, learned or found."
-    trials = [record.files['trials.csv']] if 'trials.csv' in record.files else []
-    return hashlib.sha256(repr([record.key, record.files.get('predictions.parquet'), record.files.get('model.safetensors'), *trials]).encode()).hexdigest()[:16]
+    found = [record.files[f] for f in ('probabilities.parquet', 'trials.csv') if f in record.files]
+    return hashlib.sha256(repr([record.key, record.files.get('predictions.parquet'), record.files.get('model.safetensors'), *found]).encode()).hexdigest()[:16]
 
 def write_record(tmp:Path, record:Record)->Record:
     "Write `record.json` with the checksums of all files in `tmp`."
     record.files = {f.name: sha256(f) for f in sorted(tmp.iterdir()) if f.is_file() and f.name not in ('record.json', 'run.ipynb', 'key', 'progress.json') and not f.name.startswith('.')}
-    write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
+    write_atomic(tmp/'record.json', record.text())
     return record
 
 def commit_record(tmp:Path, folder:Path, notebook:bool=False)->Path:
@@ -229,7 +238,7 @@ def commit_record(tmp:Path, folder:Path, notebook:bool=False)->Path:
     for name in ('key', 'progress.json'): (tmp/name).unlink(missing_ok=True)
     if notebook:
         record.notebook = 'run.ipynb'; record.files['run.ipynb'] = sha256(tmp/'run.ipynb')
-        write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
+        write_atomic(tmp/'record.json', record.text())
     old = folder.with_name(folder.name + '.old')
     if old.exists(): shutil.rmtree(old)
     if folder.exists(): os.rename(folder, old)
@@ -268,12 +277,12 @@ def read_record(folder:Path)->Record:
     return r
 
 def verify_record(folder:Path, deep:bool=True)->Record:
-    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights, a search's database, and of seeds above 0 notebook and predictions may be absent."
+    "Read a record and hold its files against their checksums (with `deep`) or against being there; weights, all probabilities, a search's database, and of seeds above 0 notebook and predictions may be absent."
     record = read_record(folder)
     for name, digest in record.files.items():
         f = Path(folder)/name
         if not f.exists():
-            if f.suffix in ('.safetensors', '.db') or record.seed and name in ('run.ipynb', 'predictions.parquet'): continue # large: kept by the machine that trained, not by git
+            if f.suffix in ('.safetensors', '.db') or name == 'probabilities.parquet' or record.seed and name in ('run.ipynb', 'predictions.parquet'): continue # large: kept by the machine that trained, not by git
             raise BadInput(f'{f}: missing; delete its folder and run it again')
         if deep and sha256(f) != digest: raise BadInput(f'{f}: its content is not what the record says; delete its folder and run it again')
     return record
@@ -309,11 +318,13 @@ def history(folder:Path):
     return pd.read_csv(Path(folder)/'history.csv')
 
 def predictions(folder:Path, split:str|None=None):
-    "A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1` to `top5`, `q1`: the true class's probability, the guesses, the first one's probability)."
+    """A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1` to `top5`, `q1`: the true class's probability, the guesses, the first one's probability),
+    and `p0` to `p{C-1}` where all probabilities were kept and are here."""
     import pandas as pd
     f = Path(folder)/'predictions.parquet'
     if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')
-    try: df = pd.read_parquet(f)
+    parts = [f] + [g for g in [f.with_name('probabilities.parquet')] if g.exists()]
+    try: df = pd.concat([pd.read_parquet(f) for f in parts], axis=1)
     except (OSError, ValueError) as e: raise BadInput(f'{f}: cannot be read ({str(e).splitlines()[0]}); run it again with --force') from None
     df['q1'] = df['q1'].fillna(df['p_true']) # written once where the first guess is right
     return df if split is None else df[df['split'] == split].reset_index(drop=True)

@@ -310,9 +310,10 @@ def plan(requests=(), # studies, runs or files; none: every study
         more = False
         for job in jobs.values():
             for n in job.needs if job.todo else (): # a record without its weights came from another machine: enough to read, not to start from
-                need = jobs[n]
-                if need.p.name in weight_runs(job.p.weights) and not need.todo and not (need.folder/'model.safetensors').exists():
-                    need.state.why = 'its weights are not here'; mark(need, True); more = True
+                need, lacks = jobs[n], lambda f: f in (need.state.record.files if need.state.record else ()) and not (need.folder/f).exists()
+                why = ('weights' if need.p.name in weight_runs(job.p.weights) and not (need.folder/'model.safetensors').exists() else
+                       'probabilities' if need.p.name in job.p.members and job.p.rule != 'vote' and lacks('probabilities.parquet') else None)
+                if why and not need.todo: need.state.why = f'its {why} are not here'; mark(need, True); more = True
             if not job.todo and any(jobs[n].todo for n in job.needs): mark(job); more = True
     return Plan(list(jobs.values()), profile)
 
@@ -513,7 +514,7 @@ def _execute(job, p, folder, out)->dict:
         return out('failed', error, **seen)
     if job['inputs']: record.notes['inputs'] = job['inputs']
     for f in tmp.glob('checkpoint.*'): f.unlink(); record.files.pop(f.name, None)
-    write_atomic(tmp/'record.json', record.model_dump_json(by_alias=True, indent=1))
+    write_atomic(tmp/'record.json', record.text())
     _tidy(tmp/'run.ipynb', p.template)
     if _spoilt(folder): _put_aside(folder)
     if failed.exists(): shutil.rmtree(failed)

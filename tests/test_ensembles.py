@@ -74,6 +74,12 @@ def test_only_the_ensembles_run_and_their_records_are_what_the_maths_says(projec
     bundles = [o['data'] for c in shown['cells'] for o in c.get('outputs', []) if 'data' in o] # a committed notebook is small: each output once, each time once
     assert bundles and not any({'text/html', 'text/plain'} <= set(d) for d in bundles) and all(isinstance(v, str) for d in bundles for v in d.values())
     assert all(set(c['metadata']) >= {'papermill'} and 'execution' not in c['metadata'] for c in shown['cells'])
+    # in a clone probabilities may be elsewhere: an average needs them again, a vote does not, and what is done stays done
+    kept = tmp/'results/quick/m/b/s0/probabilities.parquet'; kept.rename(tmp/'kept')
+    assert not runner.plan(['e']).todo
+    assert [(j.id, j.state.why) for j in runner.plan(['e/voted'], force=True).todo] == [('e/voted/s0', '')]
+    assert [(j.id, j.state.why) for j in runner.plan(['e/mean'], force=True).todo] == [('m/b/s0', 'its probabilities are not here'), ('e/mean/s0', '')]
+    (tmp/'kept').rename(kept)
     # another member, another ensemble
     (tmp/'params/m/b.yaml').write_text((tmp/'params/m/b.yaml').read_text().replace('epochs: 2', 'epochs: 1'))
     assert [j.id for j in runner.plan(['e']).todo] == ['m/b/s0', 'e/voted/s0', 'e/mean/s0']
@@ -107,8 +113,10 @@ def test_members_that_do_not_fit_are_named(project, tmp_path):
     root = tmp_path/'results'; shutil.copytree(tmp/'results', root)
     def change(run, f):
         path = root/f'quick/m/{run}/s0/predictions.parquet'; d = pd.read_parquet(path); f(d).to_parquet(path)
-    change('b', lambda d: d.drop(columns=[c for c in d if c.startswith('p') and c != 'p_true']))
     q = p.but(rule='average', members=['m/a', 'm/b'], tie_break=None)
+    (root/'quick/m/b/s0/probabilities.parquet').unlink() # as in a clone
+    with pytest.raises(BadInput, match='the probabilities of its member m/b stayed on the machine that trained it; make them with: imgcls run m/b --profile quick --seeds 0 --force'): member_predictions(q, ensemble_members(q, root))
+    f = root/'quick/m/b/s0/record.json'; d = json.loads(f.read_text()); del d['files']['probabilities.parquet']; f.write_text(json.dumps(d)) # as if never kept
     with pytest.raises(BadInput, match='m/b: this needs probabilities that were not kept'): put_together(q, member_predictions(q, ensemble_members(q, root)), list('0123456789'))
     change('c', lambda d: d.assign(id=['other', *d.id[1:]]))
     with pytest.raises(BadInput, match="over different images: .* image '.*' is in m/a alone"): member_predictions(p, ensemble_members(p, root))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-from imgcls import cli
+from imgcls import cli, records
 from imgcls.data import load_data
 from imgcls.evaluation import average, predictions
 from imgcls.experiment import ensemble_members, load_run, member_predictions, put_together, save_ensemble
@@ -88,7 +88,7 @@ def test_any_size_and_mode(place, tmp_path):
 def test_it_says_what_the_run_said_of_its_test_images(place):
     for r, seed in (('a', 0), ('c', 2)): # c averages over mirror images
         folder, record = find_run(f'demo/{r}')
-        said = pd.read_parquet(folder/'predictions.parquet').query("split == 'test'")
+        said = records.predictions(folder, 'test')
         digits = load_data('digits'); at = {k: i for i, k in enumerate(digits.ids)}
         P = Model(folder, record)(digits.images[[at[k] for k in said.id]])
         assert (P.argmax(1) == said.top1).all() and np.abs(P - said[[f'p{i}' for i in range(10)]].to_numpy(float)).max() < 1e-3
