@@ -6,7 +6,8 @@
 __all__ = ['bench_loaders', 'bench_training', 'bench_features', 'bench_runner']
 
 # %% ../nbs/11a_bench.ipynb #b004
-import json, os, shutil, statistics, sys, tempfile, time
+import contextlib, json, os, shutil, statistics, sys, tempfile, time
+from importlib import import_module
 from itertools import repeat
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .loaders import NORMS, dataloaders, pick_device
 from .models import build_model
 from .params import BadInput, Params, make_params
 from .records import read_record, template_file
-from .training import fit, learner, pick_dtype, seed_everything
+from .training import fit, keep_memory, learner, pick_dtype, seed_everything
 
 # %% ../nbs/11a_bench.ipynb #b006
 def _write_files(name:str, root:Path, n:int)->tuple[int,int]:
@@ -105,10 +106,11 @@ def _ours(p:Params, dls)->float:
     return clock.rate
 
 def _bare(p:Params, classes:int, device, batches)->float:
-    "Images a second of a plain PyTorch loop over `batches` after the first, set up as `learner` does and sharing none of its code."
+    "Images a second of a plain PyTorch loop over `batches` after the first, with the same network, memory and dtype as `learner` sets up and none of its loop."
     seed_everything(0)
     batches = iter(batches); x, y = next(batches)
     model = build_model(p.arch, classes, x.shape[-1], **p.arch_args).to(device, memory_format=torch.channels_last).train()
+    if device.type == 'cpu': keep_memory()
     opt, dtype = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=.9, fused=True), pick_dtype(p, device)
     def step(x, y):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32): out = model(x)
@@ -118,27 +120,34 @@ def _bare(p:Params, classes:int, device, batches)->float:
     _sync(device)
     return n/(time.perf_counter() - t0)
 
+def _stock(p:dict, size:int, root:str|None, workers:int)->float:
+    "Images a second of fastai's Learner as it comes, on files below `root` or on resident data. For a process of its own: what `keep_memory` asks for holds for a process."
+    from fastai.vision.all import ImageDataLoaders, Normalize, SGD
+    p = make_params(p)
+    device = pick_device(p.device); torch.set_num_threads(p.threads)
+    dls = dataloaders(p) if root is None else ImageDataLoaders.from_folder(root, valid_pct=.02, seed=0, bs=p.batch_size, num_workers=workers, device=device,
+                                                                           batch_tfms=[Normalize.from_stats(*NORMS['half'], cuda=device.type == 'cuda')])
+    learn = Learner(dls, build_model(p.arch, dls.c, size), CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
+    learn.model.to(device); clock = _TrainClock()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=clock)
+    return clock.rate
+
 def bench_training(name:str='cifar10', # a dataset of images of one size
                    archs=('convnet', 'group_resnet'), batch_sizes=(128, 512), # networks and images a batch
                    images:int=1536, rounds:int=2, workers:int=0, log=print)->dict:
     "Training images a second of five ways, by network and batch size, without the first step: medians over interleaved rounds, ratios within rounds, and the host's cost of a step."
-    from fastai.vision.all import ImageDataLoaders, Normalize, SGD
-    out = {}
-    with tempfile.TemporaryDirectory() as tmp:
+    out, apart = {}, runner.LocalSlots(1)
+    with contextlib.closing(apart), tempfile.TemporaryDirectory() as tmp:
         _, pixels = _write_files(name, Path(tmp)/'images', max(images, 5*max(batch_sizes)) + 64)
         for arch in archs:
             for bs in batch_sizes:
                 steps = max(5, images//bs)
                 p = make_params(dict(dataset=name, arch=arch, batch_size=bs, opt='sgd', lr=1e-3, schedule='constant', epochs=1, steps_max=steps, valid_pct=.01, normalize='half', augment=['crop', 'hflip'])).resolve()
                 device = pick_device(p.device); torch.set_num_threads(p.threads)
-                dls = dataloaders(p); files = ImageDataLoaders.from_folder(Path(tmp)/'images', valid_pct=.02, seed=0, bs=bs, num_workers=workers, device=device, batch_tfms=[Normalize.from_stats(*NORMS['half'], cuda=device.type == 'cuda')])
-                def stock(dls):
-                    learn = Learner(dls, build_model(arch, dls.c, pixels if dls is files else dls.train.size), CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
-                    learn.model.to(device); clock = _TrainClock()
-                    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=clock)
-                    return clock.rate
+                dls = dataloaders(p)
+                def stock(root): return apart.submit(import_module('imgcls.bench')._stock, p.as_dict(), dls.train.size if root is None else pixels, root, workers).result()
                 fixed = dls.train.one_batch()
-                ways = {'imgcls': lambda: _ours(p, dls), 'fastai on files': lambda: stock(files), 'fastai on resident data': lambda: stock(dls), 'bare loop': lambda: _bare(p, dls.c, device, dls.train), 'one batch repeated': lambda: _bare(p, dls.c, device, repeat(fixed, steps))}
+                ways = {'imgcls': lambda: _ours(p, dls), 'fastai on files': lambda: stock(str(Path(tmp)/'images')), 'fastai on resident data': lambda: stock(None), 'bare loop': lambda: _bare(p, dls.c, device, dls.train), 'one batch repeated': lambda: _bare(p, dls.c, device, repeat(fixed, steps))}
                 rates = {k: [] for k in ways}
                 for r in range(rounds + 1):
                     for k, way in ways.items():

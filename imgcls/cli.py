@@ -7,7 +7,7 @@ __all__ = ['HEADS', 'BENCHES', 'EPILOG', 'table', 'cmd_run', 'cmd_status', 'cmd_
            'cmd_report', 'cmd_model', 'cmd_check', 'cmd_new', 'cmd_best', 'cmd_kernel', 'cmd_bench', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #c003
-import argparse, json, os, sys
+import argparse, errno, json, os, sys
 from importlib import import_module
 from pathlib import Path
 
@@ -409,16 +409,28 @@ def main(argv=None)->int:
         if not argv[0].startswith('-') and argv[0] not in commands:
             raise BadInput(f"{argv[0]}: no such command{nearest(argv[0], commands)}; commands: {', '.join(commands)}")
         for c in (top, *commands.values()): c.error = _refuse
-        a = top.parse_args(argv)
+        a, rest = top.parse_known_args(argv)
+        if rest: # `predict RUN -o FILE IMAGES`: argparse takes only the first stretch of such a list
+            many = next((x.dest for x in commands[argv[0]]._actions if not x.option_strings and x.nargs in ('+', '*')), None) if argv[0] in commands else None
+            if many is None or any(r.startswith('-') for r in rest): _refuse(f"unrecognized arguments: {' '.join(rest)}")
+            setattr(a, many, [*getattr(a, many), *rest])
         if not hasattr(a, 'fn'): top.print_help(); return 0
         if a.data is not None:
             if not Path(a.data).is_dir(): raise BadInput(f'--data {a.data}: no such folder')
             os.environ['IMGCLS_DATA'] = str(Path(a.data).resolve())
         if a.results is not None: os.environ['IMGCLS_RESULTS'] = str(Path(a.results).resolve())
-        return a.fn(a) or 0
+        status = a.fn(a) or 0
+        sys.stdout.flush()
+        return status
     except BadInput as e: print(f'imgcls: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('imgcls: interrupted', file=sys.stderr); return 130
     except BrokenPipeError: # `imgcls status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
+    except OSError as e:
+        if e.errno != errno.ENOSPC: raise
+        print(f"imgcls: {e.strerror}{f': {e.filename}' if e.filename else ''}; free some and run it again", file=sys.stderr)
+        try: sys.stdout.flush()
+        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # what it still holds has nowhere to go
+        return 2
 
 def _refuse(message:str): raise BadInput(f'{message}; see --help')

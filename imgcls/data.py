@@ -544,14 +544,17 @@ def load_data(name:str, # see `find_source`
     index = cache_root()/'index'/f'{_sha(src.signature, size, _RULE)}.json'
     data = _indexed(index, src.name)
     if data is None:
-        from filelock import FileLock
         try:
             index.parent.mkdir(parents=True, exist_ok=True); (cache_root()/'data').mkdir(exist_ok=True)
-            with FileLock(str(index)+'.lock'):
+            with _lock(index):
                 data = _indexed(index, src.name) or _build(src, index, size, unreadable)
         except OSError as e: raise BadInput(f"{name}: cannot write its decoded images below {cache_root()} ({e}); free some space, or set IMGCLS_CACHE to another folder") from None
     if data.skipped and unreadable == 'stop': _stop_for(data.skipped, name, len(data)+len(data.skipped))
     return data
+
+def _lock(path:Path):
+    from filelock import FileLock
+    return FileLock(str(path)+'.lock')
 
 def _indexed(index:Path, name:str)->ImageData|None:
     try: key = json.loads(index.read_text())['key']
@@ -566,12 +569,10 @@ def _build(src:Source, index:Path, size:int|None, unreadable:str)->ImageData:
     try:
         key = (_build_arrays if src.arrays else _build_files)(src, tmp, size, unreadable)
         folder = cache_root()/'data'/key[:24]
-        data = _open(folder, src.name)
-        if data is None:
-            shutil.rmtree(folder, ignore_errors=True) # damaged
-            try: tmp.rename(folder)
-            except OSError: # another source with the same content was quicker
-                if _open(folder, src.name) is None: raise
+        with _lock(index.with_name(folder.name)): # another source, under a lock of its own, may have the same content
+            if _open(folder, src.name) is None:
+                shutil.rmtree(folder, ignore_errors=True) # damaged
+                tmp.rename(folder)
         part = index.with_suffix('.part'); part.write_text(json.dumps(dict(key=key[:24], name=src.name))); part.replace(index)
         return _open(folder, src.name)
     finally: shutil.rmtree(tmp, ignore_errors=True)

@@ -6,8 +6,7 @@
 __all__ = ['TOP', 'TINY', 'MIN_SEEDS', 'predictions', 'of_split', 'confusion', 'classification_report', 'metrics',
            'accuracy_per_second', 'most_confused', 'highest_losses', 'probabilities', 'temperature', 'calibration',
            'reliability', 'Interval', 'interval', 'over_seeds', 'Gain', 'gain', 'holm', 'ladder', 'bootstrap',
-           'same_classes', 'same_images', 'McNemar', 'mcnemar', 'compare_frames', 'compare_runs', 'vote', 'average',
-           'ensemble_table']
+           'same_classes', 'same_images', 'McNemar', 'mcnemar', 'compare_frames', 'vote', 'average', 'ensemble_table']
 
 # %% ../nbs/09_evaluation.ipynb #c003
 import functools, math, re
@@ -432,25 +431,6 @@ def compare_frames(a:pd.DataFrame, b:pd.DataFrame, classes:list[str], split:str|
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0])/n, [.5-level/2, .5+level/2])
     return dict(images=n, accuracy_a=float((pa == t).mean()), accuracy_b=float((pb == t).mean()), difference=(m.only_b - m.only_a)/n, low=float(low), high=float(high),
                 only_a=m.only_a, only_b=m.only_b, p=m.p, agree=float((pa == pb).mean()), about=m.about)
-
-# %% ../nbs/09_evaluation.ipynb #c046
-def compare_runs(a:Mapping, # seed → predictions
-                 b:Mapping, classes:Sequence[str]|Mapping, # class names, or name → class names where they may differ
-                 split:str='test', names:tuple=('a', 'b'), statistics:Sequence[str]=('accuracy', 'macro_f1', 'loss'), level:float=.95,
-                )->tuple[pd.DataFrame, pd.DataFrame]: # (by statistic: means, difference, interval, p, pairs, verdict), (by seed: see `compare_frames`)
-    "Two runs: by paired seeds, and model by model on the same images."
-    classes = same_classes(classes) if isinstance(classes, Mapping) else list(classes)
-    for x, name in ((a, names[0]), (b, names[1])):
-        if not x: raise BadInput(f"{name}: no predictions of any seed")
-    m = [{s: metrics(f, classes, split) for s, f in x.items()} for x in (a, b)]
-    for s in statistics:
-        if s not in next(iter(m[0].values())): raise BadInput(f"compare: '{s}' is no statistic{nearest(s, next(iter(m[0].values())))}; allowed: {', '.join(next(iter(m[0].values())))}")
-    rows = {}
-    for s in statistics:
-        g = gain(*({k: v[s] for k, v in x.items()} for x in m), level, s not in ('loss', 'ece', 'clipped'), names)
-        rows[s] = {names[0]: np.mean([m[0][k][s] for k in g.seeds]), names[1]: np.mean([m[1][k][s] for k in g.seeds]), 'difference': g.difference, 'low': g.low, 'high': g.high, 'p': g.p, 'pairs': g.n, 'verdict': g.verdict}
-    images = {k: compare_frames(a[k], b[k], classes, split, tuple(f'{n} seed {k}' for n in names), level=level) for k in g.seeds}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('statistic'), pd.DataFrame.from_dict(images, orient='index').rename_axis('seed')
 
 # %% ../nbs/09_evaluation.ipynb #c049
 def _weights(frames, classes, weights):

@@ -754,7 +754,8 @@ def load_study(name:str)->Study:
     files = {f.stem for f in d.glob('*.yaml')} - {'study'}
     if missing := set(study.runs) - files: raise BadInput(f"{where}: run '{min(missing)}' has no file; write {name}/{min(missing)}.yaml or take it out of runs")
     if extra := files - set(study.runs): raise BadInput(f"{where}: {min(extra)}.yaml is not among its runs; add it to runs or move the file away")
-    if unknown := [r for r in study.headline if r not in study.runs]: raise BadInput(f"{where}: headline: {unknown[0]!r} is not among its runs{nearest(unknown[0], study.runs)}; runs: {', '.join(study.runs)}")
+    for k, named in [('headline', study.headline), *(('equal', e) for e in study.equal), *((f'runs: {r}: parent', [e.parent] if e.parent else []) for r, e in study.runs.items())]:
+        if unknown := [r for r in named if r not in study.runs]: raise BadInput(f"{where}: {k}: {unknown[0]!r} is not among its runs{nearest(unknown[0], study.runs)}; runs: {', '.join(study.runs)}")
     return study
 
 # %% ../nbs/00_params.ipynb #c033

@@ -8,7 +8,7 @@ __all__ = ['LAST_STAGE', 'is_backbone', 'head_name', 'set_head', 'last_stage', '
            'body_features', 'features_once']
 
 # %% ../nbs/07_pretrained.ipynb #c003
-import contextlib, copy, http.client, pickle, re, threading, urllib.request
+import contextlib, copy, http.client, os, pickle, re, threading, urllib.request
 from pathlib import Path
 
 import torch, torchvision
@@ -182,7 +182,7 @@ def fetch(url:str, # where it is
          )->Path: # `path`
     "Download a file unless it is there; `BadInput` within 3 seconds when nobody answers, and when the checksum is wrong."
     if not path.exists():
-        part = path.with_name(f'.{path.name}.{threading.get_ident()}.part')
+        part = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.part') # forked processes have threads of one number
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _connect(url) as r, open(part, 'wb') as f:

@@ -286,6 +286,8 @@ def plan(requests=(), # studies, runs or files; none: every study
         p = read(name).model_copy(update=dict(seed=seed))
         if p.profile != profile: raise BadInput(f'{profile_file(profile)}: profile: must be {profile!r}')
         id = f'{p.study}/{p.run}/s{p.seed}'
+        if key := next((k for k, named in dict(weights=weight_runs(p.weights), members=p.members, after=[p.after]).items() if p.name in named), None):
+            raise BadInput(f'{name}: {key}: {p.name} cannot build on itself; name another run')
         if id in path: raise BadInput(f"params/{p.study}/study.yaml: depends_on goes in a circle: {' → '.join([*path, id])}")
         if id in jobs:
             if jobs[id].p != p: raise BadInput(f'{name}: another file is {p.name} too; give it another study or run name')

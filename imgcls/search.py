@@ -216,7 +216,11 @@ def _work(params:dict, space:dict, folder:str, worker:str, on_epoch=None):
     study, settings, data, seen = open_search(p, folder), p.settings and read_settings(p), None, {}
     while (trial := next_trial(study, p, worker) or (p.storage and _of_another(study, worker, seen))):
         values = settings[trial.number] if settings else draw(trial, p, space)
-        data = data or prepare_data(trial_params(p, {}))
+        if data is None:
+            data = prepare_data(trial_params(p, {}))
+            began = study.user_attrs.get('images', data[1].fingerprint)
+            if began != data[1].fingerprint: raise BadInput(f'{p.name}: its images are no longer those of its first trials; put them back, or run it anew with --force')
+            study.set_user_attr('images', began)
         train_trial(trial, values, p, Path(folder), data, on_epoch or _note(p, folder))
 
 def _note(p:Params, folder:str):
@@ -341,8 +345,9 @@ def best_run(name:str, # study/run of a search
     study, _, run = name.partition('/')
     folder = run_dir(profile, study, run, seed)
     if not (folder/'record.json').exists(): raise BadInput(f'{name}: no record of seed {seed} in profile {profile}; make it with: imgcls run {name} --profile {profile}')
-    record, trials = read_record(folder), read_trials(folder)
-    if 'space' not in record.notes: raise BadInput(f'{name}: not a search')
+    record = read_record(folder)
+    if 'space' not in record.notes: raise BadInput(f'{name}: not a search; allowed: a run of template search')
+    trials = read_trials(folder)
     if trial is not None and trial not in set(trials['trial']): raise BadInput(f"trial: {name} has no trial {trial}; it has 0 to {trials['trial'].max()}")
     row = ranked(trials).iloc[0] if trial is None else trials[trials['trial'] == trial].iloc[0]
     study_, _, run_ = (to or f'{name}_best').partition('/')

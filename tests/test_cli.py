@@ -64,6 +64,18 @@ def test_output_of_few_letters_gets_the_rest(project):
     assert done.returncode == 0 and b'lr 0.001 \\u2192 0.005' in done.stdout, done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a device that is full')
+def test_a_full_disk_under_the_output_is_one_line(project):
+    with open('/dev/full', 'w') as full:
+        r = subprocess.run([sys.executable, '-c', 'import sys; from imgcls.cli import main; sys.exit(main())', 'status'], stdout=full, stderr=subprocess.PIPE, text=True, cwd=project.root, env=project.env())
+    assert r.returncode == 2 and r.stderr == 'imgcls: No space left on device; free some and run it again\n', r.stderr
+
+def test_runs_may_stand_after_an_option(project):
+    plans = [json.loads(call('run', *argv, '--json', '--dry-run')[1]) for argv in (['one/a', 'one/b', '--jobs', '2'], ['one/a', '--jobs', '2', 'one/b'])]
+    assert plans[0] == plans[1] and [j['id'] for j in plans[0]['jobs']] == ['one/a/s0', 'one/b/s0'], plans
+    status, out, err = call('run', 'one/a', '--jobs', '2', '--unknown', 'one/b')
+    assert (status, out) == (2, '') and 'unrecognized arguments: --unknown' in err
+
 def test_help_is_something_to_act_on():
     status, out, _ = call()
     assert status == 0 and 'first steps' in out and 'imgcls run --profile quick --dry-run' in out

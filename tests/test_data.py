@@ -1,5 +1,5 @@
 "Data: sources, decoding, the cache, splits and everything that can be wrong with what people bring."
-import io, json, os, subprocess, sys, tarfile, time, zipfile
+import io, json, os, shutil, subprocess, sys, tarfile, threading, time, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,29 @@ def test_killed_build_is_cleaned_and_touched_files_reuse_the_content(tmp_path, c
     (cache/'data'/'stale.tmp').mkdir()
     b = load_data(str(root)); assert b.path == a.path             # other signature, same content
     put(root, 'train/cat/0.png'); c = load_data(str(root)); assert c.path != a.path and c.fingerprint != a.fingerprint
+
+def test_sources_of_the_same_content_wait_for_each_other(tmp_path, cache, monkeypatch):
+    "The first finds no folder; before it has put its own there the second does, and the first takes that for a damaged one and away while the second opens it."
+    a = pets(tmp_path/'a'); shutil.copytree(a, tmp_path/'b')
+    real_open, real_rmtree, there, gone, got, calls = D._open, shutil.rmtree, threading.Event(), threading.Event(), [], []
+    def load_second():
+        try: got.append(load_data(str(tmp_path/'b')))
+        except Exception as e: got.append(e)
+    second = threading.Thread(target=load_second)
+    def slow_open(folder, name):
+        mine = threading.current_thread() is second
+        calls.append(mine)
+        if mine and calls.count(True) == 2: there.set(); gone.wait(2)
+        found = real_open(folder, name)
+        if not mine and calls.count(False) == 1: assert found is None; second.start(); there.wait(1)
+        return found
+    def slow_rmtree(path, **kw):
+        real_rmtree(path, **kw)
+        if Path(path).suffix != '.tmp' and there.is_set(): gone.set(); time.sleep(.5)
+    monkeypatch.setattr(D, '_open', slow_open); monkeypatch.setattr(D.shutil, 'rmtree', slow_rmtree)
+    first = load_data(str(a)); second.join(60)
+    assert not isinstance(got[0], Exception), got
+    assert got[0].path == first.path and (first.images == got[0].images).all()
 
 def test_several_processes_at_once(tmp_path, cache):
     root = pets(tmp_path/'p', n=30)

@@ -268,16 +268,6 @@ def test_difference_over_images_equals_a_paired_bootstrap():
     ci = stats.bootstrap((d,), np.mean, n_resamples=9000, method='percentile', random_state=0).confidence_interval
     assert c['difference'] == pytest.approx(d.mean()) and (c['low'], c['high']) == pytest.approx(tuple(ci), abs=.0045)
 
-def test_compare_runs_pairs_seeds():
-    a = {s: draw(200, 5, seed=0, skill=1)[0] for s in range(3)}
-    b = {s: ev.predictions(a[0].id, a[0].target, draw(200, 5, seed=s, skill=0)[1], 'test') for s in (0, 1, 7)}
-    by_seed, by_image = ev.compare_runs(a, b, {'A': names(5), 'B': names(5)}, names=('A', 'B'))
-    assert by_seed.pairs.tolist() == [2]*3 and by_image.index.tolist() == [0, 1]
-    assert by_seed.B['accuracy'] == pytest.approx(np.mean([(b[s].top1 == b[s].target).mean() for s in (0, 1)]))
-    with pytest.raises(BadInput, match="class 4 is 'class 4' in A .* and 'z' in B"): ev.compare_runs(a, b, {'A': names(5), 'B': names(4) + ['z']})
-    with pytest.raises(BadInput, match="no statistic.*did you mean 'accuracy'"): ev.compare_runs(a, b, names(5), statistics=['accurcy'])
-    with pytest.raises(BadInput, match='B: no predictions'): ev.compare_runs(a, {}, names(5), names=('A', 'B'))
-
 
 # --- the same images and classes
 

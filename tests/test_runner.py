@@ -27,6 +27,8 @@ def test_every_file_is_checked_before_anything_starts(project):
     with pytest.raises(BadInput, match='no_such_folder'): runner.plan(['one'])
     project.study('ring', more='depends_on: [ring/y, ring/x]\n', x='{}\n', y='{}\n')
     with pytest.raises(BadInput, match='in a circle'): runner.plan(['ring'])
+    project.study('own', x='arch: mobilenet_v2\nweights: run:own/x\n')
+    with pytest.raises(BadInput, match='own/x: weights: own/x cannot build on itself; name another run'): runner.plan(['own'])
     assert not project.results.exists()
 
 
@@ -49,6 +51,7 @@ def test_expected_time_comes_from_records_then_from_the_study(project):
     ("runs: {a: {parrent: b}, b: }", "unknown key 'parrent' (did you mean 'parent'?)"), ('runs: [a, b]\nseeds: {quik: 3}', "seeds: 'quik' is not a profile (did you mean 'quick'?)"),
     ('runs: [a, b]\non: 3', 'True is no key; allowed: title, question'), ('runs: [a, b]\nname: two', "name: 'two' is not allowed: a study is called by its folder"),
     ('runs: [a, b]\nheadline: [aa]', "headline: 'aa' is not among its runs (did you mean 'a'?); runs: a, b"),
+    ('runs: [a, b]\nequal: [[a, bb]]', "equal: 'bb' is not among its runs (did you mean 'b'?)"), ('runs: {a: {parent: c}, b: }', "runs: a: parent: 'c' is not among its runs"),
     ('runs: {a: {minutes: {quik: 3}}, b: }', "runs: a: minutes: 'quik' is not a profile"), ('runs: {a: {minutes: {quick: .inf}}, b: }', 'finite'), ('runs: [{a: {minutes: {quick: 1}}}, b]', 'runs')])
 def test_a_bad_study_file_is_one_line(project, text, says):
     project.put('params/one/study.yaml', f'question: Which?\n{text}\n')

@@ -1,6 +1,7 @@
 "Searches: what is drawn, who is stopped, what an interruption changes (nothing), how rounds narrow, and what is refused before anything is trained."
 import contextlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna, pandas as pd, pytest, yaml
 
@@ -69,7 +70,7 @@ def numbers(q, e): return dict(epoch=e, phase=0, lr=q.lr, train_loss=1., train_a
 @pytest.fixture
 def quick_fit(monkeypatch):
     "Training replaced; `out_at` cuts the power at the n-th epoch in all, before or after its checkpoint, or between its end and its report."
-    state = dict(epochs=0, out_at=None, where='after', diverges=lambda q: False)
+    state = dict(epochs=0, out_at=None, where='after', diverges=lambda q: False, images='a')
     class Dls: c = 10
     def fake_fit(learn, q, checkpoint=None, on_epoch=None):
         f = Path(checkpoint)/'c.json'; rows = json.loads(f.read_text()) if f.exists() else []
@@ -84,7 +85,7 @@ def quick_fit(monkeypatch):
             on_epoch(rows, q.epochs)
             if cut: raise Power()
         return dict(rows=rows, status='done')
-    monkeypatch.setattr(search, 'fit', fake_fit); monkeypatch.setattr(search, 'learner', lambda q, dls: None); monkeypatch.setattr(search, 'prepare_data', lambda q: (0, 0)); monkeypatch.setattr(search, 'dataloaders', lambda q, *a: Dls)
+    monkeypatch.setattr(search, 'fit', fake_fit); monkeypatch.setattr(search, 'learner', lambda q, dls: None); monkeypatch.setattr(search, 'prepare_data', lambda q: (0, SimpleNamespace(fingerprint=state['images']))); monkeypatch.setattr(search, 'dataloaders', lambda q, *a: Dls)
     class Any: # whatever the key is: that a checkpoint is its own run's is a matter of the training room
         def __eq__(self, other): return True
     monkeypatch.setattr(search, 'read_checkpoint', lambda here: (dict(rows=json.loads((here/'c.json').read_text()), key=Any()), {}) if (here/'c.json').exists() else None)
@@ -280,6 +281,14 @@ def test_a_spoilt_file_of_trials_is_begun_anew(quick_fit, tmp_path):
     p = params(trials=2); s = run_search(p, tmp_path, 1)
     (tmp_path/'trials.db').write_bytes(b'spoilt'*100)
     pd.testing.assert_frame_equal(run_search(p, tmp_path, 1).trials, s.trials)
+
+def test_other_images_do_not_go_on_with_a_search(quick_fit, tmp_path):
+    p = params(trials=3); quick_fit['out_at'] = 12
+    with pytest.raises(Power): run_search(p, tmp_path, 1)
+    quick_fit.update(out_at=None, images='b')
+    with pytest.raises(BadInput, match='its images are no longer those of its first trials; put them back, or run it anew with --force'): run_search(p, tmp_path, 1)
+    quick_fit['images'] = 'a'
+    assert set(run_search(p, tmp_path, 1).trials.state) == {'done'}
 
 def test_the_narrowing_rule():
     assert narrowed(dict(uniform=[0, 1]), [.4, .2, .3]) == dict(uniform=[.2, .4])

@@ -22,8 +22,9 @@ def test_same_numbers_again_and_after_a_kill(kw, tmp_path):
     def kill(rows, total):
         if len(rows) == 2: raise Killed('here')
     with pytest.raises(Killed): fit(learner(p), p, tmp_path, kill)
+    state = json.loads((tmp_path/'checkpoint.json').read_text()); state['spent'] += 1000; (tmp_path/'checkpoint.json').write_text(json.dumps(state))
     rest = learner(p); resumed = fit(rest, p, tmp_path)
-    assert resumed['notes']['resumed_after_epoch'] == 2
+    assert resumed['notes']['resumed_after_epoch'] == 2 and 1000 < resumed['total_seconds'] < 1000 + 60 + 10*out['total_seconds'] # of all stretches
     assert losses(resumed) == losses(out)
     assert np.array_equal(probabilities(rest)[0], probabilities(whole)[0])
 
