@@ -353,7 +353,7 @@ class MachineParams(Strict):
     precision: Literal['auto', 'fp32', 'bf16'] = 'auto' # auto: bf16 where the machine has it
     channels_last: bool = True
     fused: bool = True            # torch's fused optimizer step
-    lean: bool = True             # loss and metrics read once an epoch; callbacks called for the events they define
+    lean: bool = True             # loss and metrics read once an epoch; callbacks called for the events they define; memory kept between steps
     cache_features: bool = True   # a frozen body runs over unaugmented images once, and the head trains on what it put out
     deterministic: bool = False   # on CUDA; the CPU always is
     keep_weights: Literal['none', 'fp16', 'fp32'] = 'fp32'
