@@ -132,6 +132,8 @@ def plot_curves(histories:Mapping, # name → history (one row an epoch: epoch, 
     ax.set(xlabel='epoch', ylabel=_label(metrics[0]) if not many else (_label(metrics[0]).split(' ', 1)[1] if len({_label(m).split(' ', 1)[-1] for m in metrics}) == 1 else 'value'), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if np.ptp(ax.dataLim.intervalx) == 0: ax.set_xlim(ax.dataLim.x0 - .5, ax.dataLim.x0 + .5) # one epoch
+    y = ax.dataLim
+    if all(_scale(m) == 100 for m in metrics) and y.height < 1: ax.set_ylim(max(0., y.y0 + y.height/2 - 1), y.y0 + y.height/2 + 1) # a hundredth of a point is no curve
     n = len(ax.get_legend_handles_labels()[1])
     if n > 1 or many: ax.legend(**(dict(loc='best') if n <= 4 else dict(loc='center left', bbox_to_anchor=(1, .5))))
     return _describe(ax, f'Line chart of {" and ".join(_label(m) for m in metrics)} against epoch. ' + '; '.join(said) + '.')

@@ -112,6 +112,11 @@ def test_show_is_a_picture_with_its_description():
     png = Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)', data)[1])))
     assert png.format == 'WEBP' and png.width > 850 and png.convert('RGBA').getpixel((2, 2)) == (255,)*4
 
+def test_a_run_at_chance_is_a_flat_line():
+    h = history(); h['valid_accuracy'] = [.01]*(len(h) - 1) + [.0098]
+    low, high = pl.plot_curves({'a': h}).get_ylim()
+    assert (low, high) == pytest.approx((0, 1.99)) and np.ptp(pl.plot_curves({'a': history()}).get_ylim()) > 2
+
 def test_curves_draw_what_they_were_given():
     hs = [history(8, .6, s) for s in range(3)]; hs[2] = hs[2].iloc[:5]
     ax = pl.plot_curves({'sgd': hs, 'adam': history()})
