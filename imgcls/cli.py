@@ -420,17 +420,18 @@ def main(argv=None)->int:
             os.environ['IMGCLS_DATA'] = str(Path(a.data).resolve())
         if a.results is not None: os.environ['IMGCLS_RESULTS'] = str(Path(a.results).resolve())
         status = a.fn(a) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None: sys.stdout.flush()
         return status
     except BadInput as e: print(f'imgcls: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('imgcls: interrupted', file=sys.stderr); return 130
     except BrokenPipeError: # `imgcls status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
     except OSError as e:
-        if e.errno != errno.ENOSPC: raise
-        print(f"imgcls: {e.strerror}{f': {e.filename}' if e.filename else ''}; free some and run it again", file=sys.stderr)
-        try: sys.stdout.flush()
-        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # what it still holds has nowhere to go
-        return 2
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        for s, text in ((sys.stderr, f"imgcls: {e.strerror}{f': {e.filename}' if e.filename else ''}; free some and run it again\n"), (sys.stdout, '')):
+            try:
+                if s is not None: s.write(text); s.flush()
+            except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), s.fileno()) # what it still holds has nowhere to go
+        return 1
 
 def _refuse(message:str): raise BadInput(f'{message}; see --help')

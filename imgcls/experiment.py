@@ -20,7 +20,7 @@ from .models import count_macs, count_parameters
 from .params import BadInput, Params, make_params, weight_runs
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
-                            params_dir, record_digest, seed_for, weights_record, write_atomic, write_record)
+                            params_dir, probabilities_here, record_digest, seed_for, weights_record, write_atomic, write_record)
 from .records import predictions as read_predictions
 from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, probabilities, save_weights
 
@@ -100,7 +100,7 @@ class Scores:
         # of paths that count up each is written by its difference from the one before, in two thirds; of others that takes more than all letters
         packed = min((_parquet(frame, e) for e in ('PLAIN', 'DELTA_BYTE_ARRAY')), key=len)
         (folder/'predictions.parquet').write_bytes(packed)
-        if every: (folder/'probabilities.parquet').write_bytes(_parquet(self.frame[every]))
+        if every and rest: (folder/'probabilities.parquet').write_bytes(_parquet(self.frame[every])) # of five classes the guesses have them all
 
 def evaluate(learn, # with the weights to be judged
              split:str|None=None, # one split; none: valid, and test where the run evaluates it
@@ -229,9 +229,9 @@ def ensemble_members(p:Params, # of the template ensemble
 def member_predictions(p:Params, members:dict)->dict: # study/run → predictions on valid, and on test where `p.evaluate_test`
     "What each member predicted, rows in one order."
     for k, (f, r) in members.items():
-        if p.rule != 'vote' and 'probabilities.parquet' in r.files and not (f/'probabilities.parquet').exists():
+        if p.rule != 'vote' and 'probabilities.parquet' in r.files and not probabilities_here(f, r):
             raise BadInput(f'{p.name}: the probabilities of its member {k} stayed on the machine that trained it; make them with: imgcls run {k} --profile {p.profile} --seeds {r.seed} --force')
-    return same_images({k: pd.concat([of_split(read_predictions(f), s) for s in ['valid'] + ['test']*p.evaluate_test], ignore_index=True) for k, (f, _) in members.items()})
+    return same_images({k: pd.concat([of_split(read_predictions(f, every=p.rule != 'vote'), s) for s in ['valid'] + ['test']*p.evaluate_test], ignore_index=True) for k, (f, _) in members.items()})
 
 def put_together(p:Params, frames:dict, classes:list)->Scores:
     "The ensemble's predictions and metrics by the rule of `p`, from the `frames` of `member_predictions`; `BadInput` where members cannot be put together."

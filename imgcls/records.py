@@ -7,7 +7,7 @@ __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'par
            'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'processor', 'environment', 'git_state',
            'resumes', 'begin_record', 'seed_for', 'weights_record', 'record_digest', 'write_record', 'commit_record',
            'recover', 'fail_record', 'read_record', 'verify_record', 'find_records', 'results', 'history',
-           'predictions']
+           'probabilities_here', 'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -317,14 +317,22 @@ def history(folder:Path):
     import pandas as pd
     return pd.read_csv(Path(folder)/'history.csv')
 
-def predictions(folder:Path, split:str|None=None):
+def probabilities_here(folder:Path, record:Record)->bool:
+    "Whether the probabilities that `record` speaks of are in `folder`: git keeps none, so those of an earlier training may lie beside a record that came with git."
+    f = Path(folder)/'probabilities.parquet'
+    return f.exists() and sha256(f) == record.files.get(f.name)
+
+def predictions(folder:Path, split:str|None=None, every:bool=True):
     """A run's predictions: a row an image (`split`, `id`, `target`, `p_true`, `top1` to `top5`, `q1`: the true class's probability, the guesses, the first one's probability),
-    and `p0` to `p{C-1}` where all probabilities were kept and are here."""
+    and, with `every`, `p0` to `p{C-1}` where all probabilities were kept and are here."""
     import pandas as pd
     f = Path(folder)/'predictions.parquet'
     if not f.exists(): raise BadInput(f'{f}: no predictions (of later seeds git keeps none); run it again with --force')
-    parts = [f] + [g for g in [f.with_name('probabilities.parquet')] if g.exists()]
-    try: df = pd.concat([pd.read_parquet(f) for f in parts], axis=1)
-    except (OSError, ValueError) as e: raise BadInput(f'{f}: cannot be read ({str(e).splitlines()[0]}); run it again with --force') from None
+    parts, more = [], f.with_name('probabilities.parquet')
+    for f in [f, more] if every and more.exists() else [f]:
+        try: parts.append(pd.read_parquet(f))
+        except (OSError, ValueError) as e: raise BadInput(f'{f}: cannot be read ({str(e).splitlines()[0]}); run it again with --force') from None
+        if len(parts[0]) != len(parts[-1]): raise BadInput(f'{f}: {len(parts[-1]):,} rows beside {len(parts[0]):,} predictions; it is of another training: delete it, or run it again with --force')
+    df = pd.concat(parts, axis=1)
     df['q1'] = df['q1'].fillna(df['p_true']) # written once where the first guess is right
     return df if split is None else df[df['split'] == split].reset_index(drop=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .params import (NAMES, BadInput, Params, load_params, load_study, make_params, nearest, profile_file, project_root, read_settings, results_root, run_file,
                            study_names, template_keys, weight_runs, weight_sources, weights_file)
-from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, read_record, record_digest, recover, resumes, seed_for,
+from .records import (Record, begin_record, code_hash, commit_record, fail_record, failed_dir, now, params_dir, probabilities_here, read_record, record_digest, recover, resumes, seed_for,
                             template_file, tmp_dir, verify_record, write_atomic)
 
 # %% ../nbs/11_runner.ipynb #c008
@@ -201,7 +201,7 @@ def dependencies(p:Params, profile:str)->list[tuple[str, int]]:
 
 # %% ../nbs/11_runner.ipynb #c016
 def _took(record:Record)->float|None:
-    "Minutes a record took; at least those of its training, since a resumed run's total is of its last stretch."
+    "Minutes a record took; at least those of its training, since a resumed search's total is of its last stretch."
     t, workers = record.timing, record.notes.get('workers', 1)
     if t.total_seconds: return max(t.total_seconds, (t.train_seconds or 0)/workers)/60
     from datetime import datetime
@@ -312,9 +312,9 @@ def plan(requests=(), # studies, runs or files; none: every study
         more = False
         for job in jobs.values():
             for n in job.needs if job.todo else (): # a record without its weights came from another machine: enough to read, not to start from
-                need, lacks = jobs[n], lambda f: f in (need.state.record.files if need.state.record else ()) and not (need.folder/f).exists()
+                need = jobs[n]; r = need.state.record
                 why = ('weights' if need.p.name in weight_runs(job.p.weights) and not (need.folder/'model.safetensors').exists() else
-                       'probabilities' if need.p.name in job.p.members and job.p.rule != 'vote' and lacks('probabilities.parquet') else None)
+                       'probabilities' if need.p.name in job.p.members and job.p.rule != 'vote' and r and 'probabilities.parquet' in r.files and not probabilities_here(need.folder, r) else None)
                 if why and not need.todo: need.state.why = f'its {why} are not here'; mark(need, True); more = True
             if not job.todo and any(jobs[n].todo for n in job.needs): mark(job); more = True
     return Plan(list(jobs.values()), profile)

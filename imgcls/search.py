@@ -143,9 +143,10 @@ def train_trial(trial, # of Optuna
     state, value, spent, error = 'done', None, 0, ''
     try:
         q = trial_params(p, values)
-        dls = dataloaders(q, *(data or prepare_data(q)))
+        data = data or prepare_data(q)
+        dls = dataloaders(q, *data)
         found = read_checkpoint(here)
-        if found and found[0]['key'] == q.key: judge(found[0]['rows'], p.epochs)
+        if found and (found[0]['key'], found[0]['data']) == (q.key, data[1].fingerprint): judge(found[0]['rows'], p.epochs)
         result = fit(learner(q, dls), q, checkpoint=here, on_epoch=judge)
         rows[:] = result['rows']
         if result['status'] == 'diverged': state, value, spent = 'diverged', 1/dls.c, 1
@@ -160,8 +161,8 @@ def train_trial(trial, # of Optuna
 # %% ../nbs/12_search.ipynb #c017
 GRACE = 1800. # seconds without an epoch after which another machine's trial is taken over
 
-def open_search(p:Params, folder:Path):
-    "The Optuna study of a search: new, or as it was left."
+def open_search(p:Params, folder:Path, images:str):
+    "The Optuna study of a search over `images`, a fingerprint: new, or as it was left. Other images are another study, and those of the first, put back, go on with theirs."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     own = Path(folder)/'trials.db'
@@ -171,7 +172,7 @@ def open_search(p:Params, folder:Path):
         return c
     def study():
         storage = optuna.storages.RDBStorage(url, engine_kwargs=None if p.storage else dict(creator=connect))
-        return optuna.create_study(storage=storage, study_name=f'{p.name}/s{p.seed} {p.profile} {p.key}', direction='maximize', load_if_exists=True)
+        return optuna.create_study(storage=storage, study_name=f'{p.name}/s{p.seed} {p.profile} {p.key} {images[:16]}', direction='maximize', load_if_exists=True)
     try: return study()
     except Exception as e:
         if p.storage: raise BadInput(f'storage: {url}: cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]})') from None
@@ -210,17 +211,13 @@ def _of_another(study, worker:str, seen:dict):
             if time.monotonic() - seen[t.number][1] > GRACE: return _take_up(study, t, worker)
         time.sleep(.5)
 
-def _work(params:dict, space:dict, folder:str, worker:str, on_epoch=None):
+def _work(params:dict, space:dict, folder:str, worker:str, on_epoch=None, data=None):
     "Train trials until there are none left."
     p = make_params(params)
-    study, settings, data, seen = open_search(p, folder), p.settings and read_settings(p), None, {}
+    data = data or prepare_data(trial_params(p, {}))
+    study, settings, seen = open_search(p, folder, data[1].fingerprint), p.settings and read_settings(p), {}
     while (trial := next_trial(study, p, worker) or (p.storage and _of_another(study, worker, seen))):
         values = settings[trial.number] if settings else draw(trial, p, space)
-        if data is None:
-            data = prepare_data(trial_params(p, {}))
-            began = study.user_attrs.get('images', data[1].fingerprint)
-            if began != data[1].fingerprint: raise BadInput(f'{p.name}: its images are no longer those of its first trials; put them back, or run it anew with --force')
-            study.set_user_attr('images', began)
         train_trial(trial, values, p, Path(folder), data, on_epoch or _note(p, folder))
 
 def _note(p:Params, folder:str):
@@ -265,11 +262,12 @@ def run_search(p:Params, # resolved
     t0, workers = time.perf_counter(), workers or int(os.environ.get('IMGCLS_SLOTS', 1))
     asked = p
     if p.settings: p = p.model_copy(update=dict(trials=len(read_settings(p)))) # a table may have fewer rows
-    space, folder, study = {} if p.settings else space_of(p), Path(folder), open_search(p, folder)
+    data = prepare_data(trial_params(p, {}))
+    space, folder, study = {} if p.settings else space_of(p), Path(folder), open_search(p, folder, data[1].fingerprint)
     names = [f'{os.uname().nodename if hasattr(os, "uname") else ""}{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}/{i}' for i in range(workers)] if p.storage else [str(i) for i in range(workers)]
     left = [t for t in _running(study) if not p.storage or t.user_attrs.get('worker', '').split('/')[0] == names[0].split('/')[0]]
     for i, t in enumerate(left): _take_up(study, t, names[i % workers])
-    if workers == 1: _work(p.as_dict(), space, str(folder), names[0], on_epoch)
+    if workers == 1: _work(p.as_dict(), space, str(folder), names[0], on_epoch, data)
     else: _side_by_side(p, space, folder, names)
     out = found(study, p, space)
     if not (out.trials['state'] == 'done').any():

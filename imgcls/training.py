@@ -10,7 +10,7 @@ __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'StridedDepthwise', '
            'fit', 'probabilities', 'save_weights', 'load_weights']
 
 # %% ../nbs/08_training.ipynb #c003
-import ctypes, functools, json, math, os, platform, tempfile, time
+import ctypes, functools, json, math, os, platform, sys, tempfile, time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,8 @@ def spare_strided(model:nn.Module):
 # %% ../nbs/08_training.ipynb #c008b
 @functools.lru_cache(None)
 def keep_memory()->bool:
-    "Have glibc keep what a step frees for the next one; whether that is possible here. It holds for the process: up to 1 GB stays with it that it would give back."
-    if platform.libc_ver()[0] != 'glibc': return False
+    "Have glibc keep what a step frees for the next one; whether that is possible here. It holds for the process, which from then on keeps most of what it has ever needed."
+    if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc': return False
     c, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1 # numbers of malloc.h
     return any(c.mallopt(mmap_threshold, n) for n in (1 << 28, 1 << 25)) and bool(c.mallopt(trim_threshold, 1 << 30)) # older ones allow 32 MB
 

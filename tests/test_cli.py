@@ -1,5 +1,5 @@
 "The command line: one line for what is wrong, JSON for programs, light where there is nothing to do."
-import contextlib, io, json, os, re, signal, subprocess, sys, time
+import contextlib, io, json, os, re, shlex, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,14 @@ def test_output_of_few_letters_gets_the_rest(project):
 def test_a_full_disk_under_the_output_is_one_line(project):
     with open('/dev/full', 'w') as full:
         r = subprocess.run([sys.executable, '-c', 'import sys; from imgcls.cli import main; sys.exit(main())', 'status'], stdout=full, stderr=subprocess.PIPE, text=True, cwd=project.root, env=project.env())
-    assert r.returncode == 2 and r.stderr == 'imgcls: No space left on device; free some and run it again\n', r.stderr
+    assert r.returncode == 1 and r.stderr == 'imgcls: No space left on device; free some and run it again\n', r.stderr
+    with open('/dev/full', 'w') as full:
+        assert subprocess.run(r.args, stdout=full, stderr=full, cwd=project.root, env=project.env()).returncode == 1
+
+@pytest.mark.skipif(os.name != 'posix', reason='a shell closes it')
+def test_a_closed_output_is_no_error(project):
+    r = subprocess.run(['sh', '-c', f'{shlex.quote(sys.executable)} -c "import sys; from imgcls.cli import main; sys.exit(main())" status >&-'], stderr=subprocess.PIPE, text=True, cwd=project.root, env=project.env())
+    assert (r.returncode, r.stderr) == (0, '')
 
 def test_runs_may_stand_after_an_option(project):
     plans = [json.loads(call('run', *argv, '--json', '--dry-run')[1]) for argv in (['one/a', 'one/b', '--jobs', '2'], ['one/a', '--jobs', '2', 'one/b'])]

@@ -79,6 +79,13 @@ def test_only_the_ensembles_run_and_their_records_are_what_the_maths_says(projec
     assert not runner.plan(['e']).todo
     assert [(j.id, j.state.why) for j in runner.plan(['e/voted'], force=True).todo] == [('e/voted/s0', '')]
     assert [(j.id, j.state.why) for j in runner.plan(['e/mean'], force=True).todo] == [('m/b/s0', 'its probabilities are not here'), ('e/mean/s0', '')]
+    kept.write_bytes((tmp/'results/quick/m/a/s0/probabilities.parquet').read_bytes()) # an earlier training's, left where git put a new record
+    assert [(j.id, j.state.why) for j in runner.plan(['e/mean'], force=True).todo] == [('m/b/s0', 'its probabilities are not here'), ('e/mean/s0', '')]
+    pd.read_parquet(kept).iloc[:-1].to_parquet(kept)
+    with pytest.raises(BadInput, match='probabilities.parquet: .* rows beside .* predictions; it is of another training'): predictions(kept.parent)
+    kept.write_bytes(b'spoilt')
+    with pytest.raises(BadInput, match='probabilities.parquet: cannot be read'): predictions(kept.parent)
+    assert 'p0' not in predictions(kept.parent, every=False)
     (tmp/'kept').rename(kept)
     # another member, another ensemble
     (tmp/'params/m/b.yaml').write_text((tmp/'params/m/b.yaml').read_text().replace('epochs: 2', 'epochs: 1'))

@@ -73,7 +73,7 @@ def quick_fit(monkeypatch):
     state = dict(epochs=0, out_at=None, where='after', diverges=lambda q: False, images='a')
     class Dls: c = 10
     def fake_fit(learn, q, checkpoint=None, on_epoch=None):
-        f = Path(checkpoint)/'c.json'; rows = json.loads(f.read_text()) if f.exists() else []
+        f = Path(checkpoint)/f"c.{state['images']}.json"; rows = json.loads(f.read_text()) if f.exists() else []
         for e in range(len(rows) + 1, q.epochs + 1):
             state['epochs'] += 1
             cut = state['epochs'] == state['out_at']
@@ -88,7 +88,7 @@ def quick_fit(monkeypatch):
     monkeypatch.setattr(search, 'fit', fake_fit); monkeypatch.setattr(search, 'learner', lambda q, dls: None); monkeypatch.setattr(search, 'prepare_data', lambda q: (0, SimpleNamespace(fingerprint=state['images']))); monkeypatch.setattr(search, 'dataloaders', lambda q, *a: Dls)
     class Any: # whatever the key is: that a checkpoint is its own run's is a matter of the training room
         def __eq__(self, other): return True
-    monkeypatch.setattr(search, 'read_checkpoint', lambda here: (dict(rows=json.loads((here/'c.json').read_text()), key=Any()), {}) if (here/'c.json').exists() else None)
+    monkeypatch.setattr(search, 'read_checkpoint', lambda here: next(((dict(rows=json.loads(f.read_text()), key=Any(), data=f.name.split('.')[1]), {}) for f in here.glob('c.*.json')), None))
     return state
 
 @pytest.mark.parametrize('pruner, sampler, where', [('none', 'random', 'after'), ('halving', 'random', 'before'), ('halving', 'random', 'between'), ('halving', 'tpe', 'after')])
@@ -125,7 +125,7 @@ def test_a_trial_that_diverges_counts_at_chance_and_costs_no_more(quick_fit, tmp
     bad, good = s.trials[s.trials.lr > .05], s.trials[s.trials.lr <= .05]
     assert len(bad) and set(bad.state) == {'diverged'} and set(bad.max_valid_accuracy) == {.1} and set(bad.epochs) == {3} and bad.best_epoch.isna().all()
     assert set(good.state) == {'done'} and set(good.epochs) == {9} and s.best['lr'] <= .05
-    values = {t.number: t.value for t in search.open_search(s.p, tmp_path).get_trials()}
+    values = {t.number: t.value for t in search.open_search(s.p, tmp_path, 'a').get_trials()}
     assert all(values[n] == .1 for n in bad.trial) # and the sampler is told so
 
 def test_a_setting_that_cannot_be_trained_fails_alone(quick_fit, tmp_path, monkeypatch):
@@ -286,9 +286,11 @@ def test_other_images_do_not_go_on_with_a_search(quick_fit, tmp_path):
     p = params(trials=3); quick_fit['out_at'] = 12
     with pytest.raises(Power): run_search(p, tmp_path, 1)
     quick_fit.update(out_at=None, images='b')
-    with pytest.raises(BadInput, match='its images are no longer those of its first trials; put them back, or run it anew with --force'): run_search(p, tmp_path, 1)
+    spent = quick_fit['epochs']
+    other = run_search(p, tmp_path, 1)
+    assert set(other.trials.state) == {'done'} and quick_fit['epochs'] == spent + 3*p.epochs # from the beginning
     quick_fit['images'] = 'a'
-    assert set(run_search(p, tmp_path, 1).trials.state) == {'done'}
+    assert set(run_search(p, tmp_path, 1).trials.state) == {'done'} and quick_fit['epochs'] == spent + 5*p.epochs # put back, they go on with theirs, whose first trial had ended
 
 def test_the_narrowing_rule():
     assert narrowed(dict(uniform=[0, 1]), [.4, .2, .3]) == dict(uniform=[.2, .4])
