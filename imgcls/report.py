@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from .params import BadInput, Study, load_params, load_study, profile_file, project_root, read_settings, read_yaml, results_root, run_file, spread, study_names
-from .records import Record, code_hash, find_records, history, predictions, write_atomic
+from .records import Record, code_hash, find_records, history, predictions, sha256, write_atomic
 
 # %% ../nbs/13_report.ipynb #c006
 def percent(x:float|None)->str:
@@ -933,12 +933,12 @@ def not_here(name:str)->str:
 
 def findings(name:str, other:str|None=None)->str|None:
     "What `checks.check_data` finds, as HTML; kept in `build/checks` by content, since it looks at every pair of pictures. With `other`: which pictures both sets have."
-    from imgcls.checks import check_data
+    from imgcls import checks
     there = [images_of(n) for n in (name, other) if n]
     if None in there: return None
-    f = project_root()/'build'/'checks'/f"{'-'.join(d.fingerprint for d in there)}.html"
+    f = project_root()/'build'/'checks'/f"{'-'.join([*(d.fingerprint for d in there), sha256(checks.__file__)[:8]])}.html" # another check may find more
     if not f.exists():
-        report = check_data(name, other)
+        report = checks.check_data(name, other)
         _write(f, report.to_html() + (_alike(report) if other else ''))
     return f.read_text(encoding='utf-8')
 

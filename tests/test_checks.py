@@ -91,8 +91,15 @@ REAL = os.environ.get('IMGCLS_DATA') or str(Path(__file__).resolve().parents[2]/
 needs = pytest.mark.skipif(not Path(REAL, 'tinyimagenet32-a.tgz').exists(), reason=f'needs tinyimagenet32-a.tgz in IMGCLS_DATA ({REAL})')
 
 @needs
+@pytest.mark.parametrize('side, found', [(48, {}), (24, {'sharpness': 1})])
+def test_a_split_scaled_in_another_way_is_found(tmp_path, side, found):
+    for k in range(110): put(tmp_path/'p', f'train/{"ab"[k%2]}/{k}.png', photo().resize((side, side), 2).resize((48, 48), 2)); put(tmp_path/'p', f'test/{"ab"[k%2]}/{k}.png')
+    r = check_data(str(tmp_path/'p'))
+    assert kinds(r) == found and bool(r.problems) == bool(found)
+    assert not found or 'images of test are ' in r.problems[0].text and 'times as sharp as those of train' in r.problems[0].text
+
 def test_published_data_holds_copies_under_two_labels(monkeypatch):
     monkeypatch.setenv('IMGCLS_DATA', REAL)
     r = check_data('tinyimagenet32-a')
-    assert kinds(r)['conflict'] == 8 and 'leak' not in kinds(r)
+    assert kinds(r)['conflict'] == 8 and 'leak' not in kinds(r) and 'sharpness' in kinds(r)
     assert ['train/mantis/n02236044_366.jpg', 'train/walking_stick/n02231487_227.jpg'] in next(f.examples for f in r.findings if f.kind == 'conflict')
