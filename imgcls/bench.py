@@ -145,7 +145,7 @@ def bench_training(name:str='cifar10', # a dataset of images of one size
                 p = make_params(dict(dataset=name, arch=arch, batch_size=bs, opt='sgd', lr=1e-3, schedule='constant', epochs=1, steps_max=steps, valid_pct=.01, normalize='half', augment=['crop', 'hflip'])).resolve()
                 device = pick_device(p.device); torch.set_num_threads(p.threads)
                 dls = dataloaders(p)
-                def stock(root): return apart.submit(import_module('imgcls.bench')._stock, p.as_dict(), dls.train.size if root is None else pixels, root, workers).result()
+                def stock(root): return apart.submit(import_module('imgcls.bench')._stock, p.as_dict(), dls.train.size if root is None else pixels, root, workers).result() # by its module: another process does not know a notebook's
                 fixed = dls.train.one_batch()
                 ways = {'imgcls': lambda: _ours(p, dls), 'fastai on files': lambda: stock(str(Path(tmp)/'images')), 'fastai on resident data': lambda: stock(None), 'bare loop': lambda: _bare(p, dls.c, device, dls.train), 'one batch repeated': lambda: _bare(p, dls.c, device, repeat(fixed, steps))}
                 rates = {k: [] for k in ways}

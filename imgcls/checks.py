@@ -162,22 +162,26 @@ def _exact(data:ImageData, split:np.ndarray)->list[Finding]:
     if k := kinds['copies']: out.append(Finding('copies', False, len(k), f"{len(k)} pictures are there more than once within a split ({sum(len(g)-1 for g in k)} copies)", some(k)))
     return out
 
+# %% ../nbs/04_checks.ipynb #c014a
 SHARPER = 1.25 # splits of one collection differ by a hundredth
 
 def _sharpness(data:ImageData, split:np.ndarray, names:list, n:int=2000)->list[Finding]:
     "A finding where one split's images are clearly sharper than another's, by the mean absolute Laplacian of up to `n` of each."
+    from scipy.ndimage import laplace
     sharp = {}
     for s in names:
         rows = np.flatnonzero(split == s)
         if len(rows) < 100: continue # too few to tell
-        g = data.images[rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]].astype(np.float32).mean(-1)
-        sharp[s] = float(np.abs(4*g[:, 1:-1, 1:-1] - g[:, :-2, 1:-1] - g[:, 2:, 1:-1] - g[:, 1:-1, :-2] - g[:, 1:-1, 2:]).mean())
+        grey = data.images[rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]].astype(np.float32).mean(-1)
+        sharp[s] = float(np.abs(laplace(grey, axes=(1, 2))).mean())
     if not sharp: return []
     low, high = min(sharp, key=sharp.get), max(sharp, key=sharp.get)
-    if sharp[high] <= SHARPER*max(sharp[low], 1): return []
-    return [Finding('sharpness', True, 1, f"images of {high} are {sharp[high]/max(sharp[low], 1):.1f} times as sharp as those of {low} (mean absolute Laplacian {sharp[high]:.1f} and {sharp[low]:.1f}): "
+    ratio = sharp[high]/max(sharp[low], 1) # flat pictures have none
+    if ratio <= SHARPER: return []
+    return [Finding('sharpness', True, 1, f"images of {high} are {ratio:.1f} times as sharp as those of {low} (mean absolute Laplacian {sharp[high]:.1f} and {sharp[low]:.1f}): "
                     "they were probably scaled in another way, and accuracy on the one says less of the other")]
 
+# %% ../nbs/04_checks.ipynb #c014c
 def check_data(name:str, # see `data.find_source`
                other:str|None=None, # a second dataset that must share no picture with the first: source and target of a transfer
                worst:int=12, # pairs whose pictures are kept for the figure

@@ -375,7 +375,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument('name', metavar='NAME', help='a network or a run'); profile(c)
     c.add_argument('--size', type=int, metavar='PIXELS', help="default: the run's, else 32"); c.add_argument('--classes', type=int, default=10, metavar='N', help='default: 10')
 
-    c = command('check', cmd_check, 'look at a dataset: balance, unreadable files, duplicates, leakage, conflicting labels', 'imgcls check ./my_images --json check.json')
+    c = command('check', cmd_check, 'look at a dataset: balance, unreadable files, duplicates, leakage, conflicting labels, splits scaled in different ways', 'imgcls check ./my_images --json check.json')
     c.add_argument('dataset', metavar='DATA', help='a name, a folder or an archive'); c.add_argument('other', metavar='OTHER', nargs='?', help='a second dataset that must share no picture with the first')
     c.add_argument('--json', metavar='FILE', help='write what was found there too'); c.add_argument('--figure', metavar='FILE', help='a picture of the worst pairs, such as pairs.png')
     c.add_argument('--strict', action='store_true', help='exit status 1 when a problem is found')

@@ -963,8 +963,8 @@ def data_answer(book:Book):
     said = [f'<b>{html.escape(n)}</b> (up to {sum(rec[n].images.values()):,} images of {len(rec[n].classes)} classes)' for n in names]
     found = {n: f for n in names if (f := findings(n))}
     bad, clean, unseen = [n for n in found if '<b>Problem</b>' in found[n]], [n for n in found if '<b>Problem</b>' not in found[n]], [n for n in names if n not in found]
-    checked = [f'The check for copies, leaks between splits and conflicting labels finds problems in {", ".join(bad)}, listed below.']*bool(bad)
-    checked += [f'It finds no copies between splits, no conflicting labels and no unreadable file in {", ".join(clean)}.' if bad else f'The check finds no copies between splits, no conflicting labels and no unreadable file in {", ".join(clean)}.']*bool(clean)
+    checked = [f'The check finds problems in {", ".join(bad)}, listed below.']*bool(bad)
+    checked += [f'It finds no copies between splits, no split scaled in another way, no conflicting labels and no unreadable file in {", ".join(clean)}.' if bad else f'The check finds no copies between splits, no split scaled in another way, no conflicting labels and no unreadable file in {", ".join(clean)}.']*bool(clean)
     checked += [f'Not on the machine that built this page, so not checked here: {", ".join(unseen)}.']*bool(unseen)
     return _html(f'<p class="answer">The runs of this profile use {len(names)} set{"s" if len(names) > 1 else ""} of images: {", ".join(said)}. '
                  + html.escape(' '.join(checked)) + '</p>')

@@ -10,9 +10,9 @@ __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'StridedDepthwise', '
            'fit', 'probabilities', 'save_weights', 'load_weights']
 
 # %% ../nbs/08_training.ipynb #c003
-import ctypes, functools, json, math, os, platform, sys, tempfile, time
+import ctypes, json, math, os, platform, sys, tempfile, time
 from contextlib import nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def spare_strided(model:nn.Module):
         if type(m) is nn.Conv2d and m.groups == m.in_channels > 1 and max(m.stride) > 1: m.__class__ = StridedDepthwise
 
 # %% ../nbs/08_training.ipynb #c008b
-@functools.lru_cache(None)
+@lru_cache(None)
 def keep_memory()->bool:
     "Have glibc keep what a step frees for the next one; whether that is possible here. It holds for the process, which from then on keeps most of what it has ever needed."
     if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc': return False

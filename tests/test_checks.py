@@ -90,7 +90,6 @@ def test_report_is_whole_and_names_are_escaped(tmp_path):
 REAL = os.environ.get('IMGCLS_DATA') or str(Path(__file__).resolve().parents[2]/'shared'/'data')
 needs = pytest.mark.skipif(not Path(REAL, 'tinyimagenet32-a.tgz').exists(), reason=f'needs tinyimagenet32-a.tgz in IMGCLS_DATA ({REAL})')
 
-@needs
 @pytest.mark.parametrize('side, found', [(48, {}), (24, {'sharpness': 1})])
 def test_a_split_scaled_in_another_way_is_found(tmp_path, side, found):
     for k in range(110): put(tmp_path/'p', f'train/{"ab"[k%2]}/{k}.png', photo().resize((side, side), 2).resize((48, 48), 2)); put(tmp_path/'p', f'test/{"ab"[k%2]}/{k}.png')
@@ -98,6 +97,7 @@ def test_a_split_scaled_in_another_way_is_found(tmp_path, side, found):
     assert kinds(r) == found and bool(r.problems) == bool(found)
     assert not found or 'images of test are ' in r.problems[0].text and 'times as sharp as those of train' in r.problems[0].text
 
+@needs
 def test_published_data_holds_copies_under_two_labels(monkeypatch):
     monkeypatch.setenv('IMGCLS_DATA', REAL)
     r = check_data('tinyimagenet32-a')
