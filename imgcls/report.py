@@ -6,19 +6,20 @@
 __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'LEVELS', 'PUBLISHED_SEARCH', 'ROUNDS', 'ABOUT', 'MARKS', 'KERNEL',
            'percent', 'number', 'link', 'seed_page', 'run_page', 'html_table', 'rows_table', 'value', 'hardware',
            'Runs', 'Book', 'toc', 'page_of', 'missing', 'question', 'comparisons', 'supported', 'claim', 'answer',
-           'differs', 'effects', 'stand_in', 'shortened', 'how_far', 'curves', 'of_run', 'csv_link', 'best_confusion',
-           'best_report', 'provenance', 'published', 'Beside', 'beside', 'beside_tables', 'beside_figure',
-           'beside_answer', 'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure', 'ladder_table', 'policy',
-           'weights_of', 'weights_cell', 'transferred', 'gains', 'transfer_answer', 'transfer_table', 'transfer_curves',
-           'gain_figure', 'pretraining', 'Team', 'teams', 'retests', 'ensemble_answer', 'ensemble_tables',
-           'ensemble_tests', 'ensemble_confusion', 'ensemble_retests', 'images_of', 'pictures', 'not_here', 'findings',
-           'data_answer', 'data_section', 'errors_answer', 'errors_section', 'cost_rows', 'cost_answer', 'cost_figures',
-           'published_epoch_time', 'epoch_time', 'benches', 'speedups', 'cost_table', 'reached', 'time_to', 'Found',
-           'searches', 'replays', 'spearman', 'replayed', 'search_answer', 'search_runs', 'search_tables',
-           'importances', 'rounds_section', 'replay_section', 'samplers_answer', 'samplers_section', 'trained', 'front',
-           'front_figure', 'contents', 'all_runs_answer', 'environment_answer', 'environments', 'commits', 'datasets',
-           'readme_parts', 'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url', 'stage_runs',
-           'book_key', 'execute_pages', 'pages', 'page_title', 'slim', 'check_site_place', 'build_book', 'check_site']
+           'differs', 'effects', 'stand_in', 'shortened', 'valid_and_test', 'how_far', 'curves', 'of_run', 'csv_link',
+           'best_confusion', 'best_report', 'provenance', 'published', 'Beside', 'beside', 'beside_tables',
+           'beside_figure', 'beside_answer', 'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure',
+           'ladder_table', 'policy', 'weights_of', 'weights_cell', 'transferred', 'gains', 'transfer_answer',
+           'transfer_table', 'transfer_curves', 'gain_figure', 'pretraining', 'Team', 'teams', 'retests',
+           'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion', 'ensemble_retests',
+           'images_of', 'pictures', 'not_here', 'findings', 'data_answer', 'data_section', 'errors_answer',
+           'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'published_epoch_time', 'epoch_time',
+           'benches', 'speedups', 'cost_table', 'reached', 'time_to', 'Found', 'searches', 'replays', 'spearman',
+           'replayed', 'search_answer', 'search_runs', 'search_tables', 'importances', 'rounds_section',
+           'replay_section', 'samplers_answer', 'samplers_section', 'trained', 'front', 'front_figure', 'contents',
+           'all_runs_answer', 'environment_answer', 'environments', 'commits', 'datasets', 'readme_parts',
+           'write_readme', 'figure_key', 'readme_is_stale', 'settings', 'commit_url', 'stage_runs', 'book_key',
+           'execute_pages', 'pages', 'page_title', 'slim', 'check_site_place', 'build_book', 'check_site']
 
 # %% ../nbs/13_report.ipynb #c003
 import base64, concurrent.futures as cf, contextlib, functools, hashlib, html, itertools, json, math, os, re, shutil, statistics, subprocess, sys
@@ -412,13 +413,27 @@ def shortened(book:Book, study:str)->str:
     return (f'<b>Under the profile {html.escape(book.profile)} {"all" if len(less) == len(pairs) else f"{len(less)} of {len(pairs)}"} of these runs train for fewer epochs than their files ask for '
             f'(such as {a} of {b}): levels and best epochs are those of a shorter training.</b>')
 
+def valid_and_test(book:Book, study:str)->str:
+    "A sentence, as HTML, where accuracy on valid and on test lie further apart than chance explains (z test of two proportions, Holm's correction, 5 %), else nothing."
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.proportion import proportions_ztest
+    rows = [(x, a, b, r.data.images) for x in book.runs(study) for f, r in x.seeds.values() if r.data
+            and None not in (a := value(f, r, 'valid.accuracy'), b := value(f, r, 'test.accuracy')) and a + b not in (0, 2)]
+    if not rows: return ''
+    p = [proportions_ztest([a*n['valid'], b*n['test']], [n['valid'], n['test']])[1] for _, a, b, n in rows]
+    apart = [row for row, no_chance in zip(rows, multipletests(p, method='holm')[0]) if no_chance]
+    if not apart: return ''
+    x, a, b, _ = max(apart, key=lambda row: abs(row[1] - row[2]))
+    return (f'In {len(apart)} of {_many(len(rows), "1 training", "{} trainings")} the accuracies on validation and on test images lie further apart than chance explains, at most {percent(a)} and {percent(b)} % '
+            f'({x.link(x.run)}), so the two may be images of different kinds: see {link("what the check finds in them", "data.html")}.')
+
 def how_far(book:Book, study:str):
     "How far the published numbers compare with ours, in the study's words, and on which images ours were measured."
     notes = [html.escape(p.compare) for p in book.study(study).published if p.compare]
     if s := stand_in(book, study):
         notes.append(f'<b>Under the profile {html.escape(book.profile)} the images are {html.escape(", ".join(s[0]))} in place of {html.escape(", ".join(s[1]))}: '
                      'these numbers show that everything runs, and nothing about the published ones.</b>')
-    if text := shortened(book, study): notes.append(text)
+    notes += [text for text in (shortened(book, study), valid_and_test(book, study)) if text]
     return _html(''.join(f'<p>{n}</p>' for n in notes))
 
 def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):

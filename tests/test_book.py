@@ -112,6 +112,17 @@ def test_a_shorter_training_and_mirror_images_are_said(project, tmp_path):
     _edit(f, params=dict(epochs=30, tta=True)); book = Book('quick', tmp_path)
     assert 'fewer epochs' not in plain(how_far(book, 'optimizers')) and 'with mirror images' in plain(book.table('optimizers'))
 
+def test_valid_and_test_that_lie_apart_are_said(project, tmp_path):
+    from imgcls.report import how_far, valid_and_test
+    f = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); fake_record(tmp_path, 'optimizers', 'sgd_tanh', accuracy=.6)
+    m, data = (json.loads((Path(f)/'record.json').read_text())[k] for k in ('metrics', 'data'))
+    def said(valid, test, images):
+        _edit(f, metrics={'valid': m['valid'] | dict(accuracy=valid), 'test': m['test'] | dict(accuracy=test)}, data=data | dict(images=dict(train=9000, valid=images, test=images)))
+        return re.sub('<[^>]+>', '', valid_and_test(Book('quick', tmp_path), 'optimizers'))
+    assert said(.6, .6, 5000) == said(1., 1., 5000) == said(.6, .5, 50) == '' # 50 images cannot tell
+    assert said(.6, .55, 5000).startswith('In 1 of 2 trainings') and '60.0 and 55.0 % (adam_tanh)' in said(.6, .55, 5000)
+    assert 'further apart than chance' in said(.55, .6, 5000) and 'data.html' in how_far(Book('quick', tmp_path), 'optimizers').data
+
 def test_cost_chooses_on_valid(project, tmp_path):
     from imgcls.report import cost_answer
     a = fake_record(tmp_path, 'optimizers', 'adam_tanh', accuracy=.6); fake_record(tmp_path, 'optimizers', 'sgd_tanh', accuracy=.7)

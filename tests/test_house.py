@@ -1,5 +1,6 @@
 "The house keeps its own plan: rooms import to the left only, templates show every parameter, notebooks and settings agree."
 import ast, json, re
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_run_files_open_with_their_command():
         for r in load_study(s).runs:
             first = (ROOT/'params'/s/f'{r}.yaml').read_text().splitlines()[0]
             assert first.startswith('#') and f'{s}/{r}' in first, f'{s}/{r}: the first line is a comment with the command'
+
+def test_the_lock_installs_on_the_oldest_python():
+    "Debian 12 has Python 3.11.2: a package that asks for a later patch release cannot be installed there."
+    from packaging.specifiers import SpecifierSet
+    oldest = re.search(r'^min_python = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1] + '.0'
+    locked = dict(re.findall(r'^([^=]+)==(.+)$', (ROOT/'requirements.lock').read_text(), re.M))
+    here = {re.sub('[-_.]+', '-', d.name).lower(): d for d in distributions()}
+    found = {n: here[k] for n in locked if (k := re.sub('[-_.]+', '-', n).lower()) in here}
+    assert len(found) > len(locked)/2
+    for n, d in found.items():
+        if d.version == locked[n]: assert oldest in SpecifierSet(d.metadata['Requires-Python'] or ''), (n, d.version)
 
 def test_committed_records_are_of_the_params_files():
     stale = []
