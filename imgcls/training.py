@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CYCLES', 'has_bf16', 'pick_dtype', 'Autocast', 'StridedDepthwise', 'spare_strided', 'keep_memory', 'Loss', 'hard',
            'PairedOptim', 'orthogonalize', 'Muon', 'opt_func', 'lr_at', 'mom_at', 'Schedule', 'Diverged', 'Measure',
-           'EMA', 'ClipGrad', 'LeanLearner', 'seed_everything', 'learner', 'phases_of', 'find_lr', 'save_checkpoint',
-           'read_checkpoint', 'restore_checkpoint', 'clear_checkpoint', 'weights_of', 'Keeper', 'freeze', 'start_phase',
-           'fit', 'probabilities', 'save_weights', 'load_weights']
+           'EMA', 'ClipGrad', 'CastSubclasses', 'LeanLearner', 'seed_everything', 'learner', 'phases_of', 'find_lr',
+           'save_checkpoint', 'read_checkpoint', 'restore_checkpoint', 'clear_checkpoint', 'weights_of', 'Keeper',
+           'freeze', 'start_phase', 'fit', 'probabilities', 'save_weights', 'load_weights']
 
 # %% ../nbs/08_training.ipynb #c003
 import ctypes, json, math, os, platform, sys, tempfile, time
@@ -20,7 +20,7 @@ import torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException, _inner_loop
 import fastai.callback.schedule  # gives Learner lr_find, fine_tune and fit_one_cycle
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import Learner, Recorder
+from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
@@ -170,8 +170,9 @@ class Schedule(Callback):
     order = 60
     def __init__(self, kind:str, lrs:list, p:Params): self.kind, self.lrs, self.p, self.factor, self.best, self.wait = kind, lrs, p, 1., -1., 0
     def before_batch(self):
-        if not self.training or (self.iter and self.kind in ('constant', 'plateau', 'step')): return
-        pct = (self.epoch + self.iter/self.n_iter)/self.n_epoch
+        learn = self.learn
+        if not learn.training or (learn.iter and self.kind in ('constant', 'plateau', 'step')): return
+        pct = (learn.epoch + learn.iter/learn.n_iter)/learn.n_epoch
         f = self.factor if self.kind == 'plateau' else lr_at(self.kind, pct, self.epoch, self.p)
         self.opt.set_hyper('lr', [lr*f for lr in self.lrs])
         if self.kind in CYCLES: self.opt.set_hyper('mom', mom_at(self.kind, pct, self.p.momentum))
@@ -198,11 +199,11 @@ class Measure(Callback):
     def before_train(self): self._zero(); self.t0 = time.perf_counter()
     def before_validate(self): self._zero()
     def after_loss(self):
-        targ = self.yb[0]; n = len(targ)
+        learn = self.learn; targ, training = learn.yb[0], learn.training; n = len(targ)
         with torch.no_grad():
-            loss = self.loss.detach() if self.training else F.cross_entropy(self.pred, targ)
-            self.sum += loss.float()*n; self.hits += (self.pred.argmax(1) == hard(targ)).sum(); self.n += n
-            if not self.training: return
+            loss = learn.loss.detach() if training else F.cross_entropy(learn.pred, targ)
+            self.sum += loss.float()*n; self.hits += (learn.pred.argmax(1) == hard(targ)).sum(); self.n += n
+            if not training: return
             if loss.device.type == 'cpu':
                 if not math.isfinite(loss.item()): self.diverged_at = self.steps; raise Diverged()
             else: self.bad = torch.where((self.bad < 0) & ~torch.isfinite(loss), self.steps, self.bad)
@@ -244,9 +245,20 @@ class ClipGrad(Callback):
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
 
 # %% ../nbs/08_training.ipynb #c024b
+class CastSubclasses(CastToTensor):
+    "fastai's `CastToTensor`, at no cost where all tensors of the batch are plain."
+    def before_batch(self):
+        if any(type(x) is not torch.Tensor for x in (*self.learn.xb, *self.learn.yb)): super().before_batch()
+
 class LeanLearner(Learner):
-    "A fastai `Learner` that calls, within a batch, only the callbacks that define the event; the same calls in the same order otherwise."
+    "A fastai `Learner` that calls, within a batch, only the callbacks that define the event, and moves no tensor that is in its place; the same calls in the same order otherwise."
     asked = {}
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.remove_cb(CastToTensor); self.add_cb(CastSubclasses())
+    def _set_device(self, b):
+        device = next(self.model.parameters()).device
+        return b if all(isinstance(x, torch.Tensor) and x.device == device for x in b) else super()._set_device(b)
     def add_cb(self, cb): self.asked = {}; return super().add_cb(cb)
     def remove_cb(self, cb): self.asked = {}; return super().remove_cb(cb)
     def __call__(self, event_name):

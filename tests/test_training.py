@@ -35,6 +35,19 @@ def test_a_lean_loop_computes_the_same():
     assert losses(fit(lean, params(**kw))) == losses(fit(full, params(lean=False, **kw)))
     assert np.array_equal(probabilities(lean)[0], probabilities(full)[0])
 
+def test_a_lean_loop_casts_and_moves_what_it_must():
+    from fastai.torch_core import TensorBase
+    from fastai.vision.core import TensorImage
+    learn, seen = learner(params(epochs=1)), set()
+    x, y = learn.dls.train.one_batch()
+    assert all(a is b for a, b in zip(learn._set_device((x, y)), (x, y)))
+    learn.model.register_forward_pre_hook(lambda m, args: seen.add(type(args[0])))
+    def look(dl): dl.__class__ = type('Subclasses', (type(dl),), dict(make=lambda self, *args: tuple(TensorImage(t) for t in super(type(self), self).make(*args))))
+    look(learn.dls.train); look(learn.dls.valid)
+    assert isinstance(learn.dls.train.one_batch()[0], TensorBase)
+    fit(learn, params(epochs=1)); assert seen == {torch.Tensor}
+    learn.model.to('meta'); assert {t.device.type for t in learn._set_device((x, y))} == {'meta'}
+
 def test_seeds_differ():
     assert losses(fit(learner(params()), params())) != losses(fit(learner(params(seed=1)), params(seed=1)))
 
