@@ -20,7 +20,7 @@ from .models import count_macs, count_parameters
 from .params import BadInput, Params, make_params, weight_runs
 from .plots import show_images
 from .records import (DataInfo, ModelInfo, Record, Timing, begin_record, code_hash, commit_record, environment, find_records, git_state, now,
-                            params_dir, probabilities_here, record_digest, seed_for, weights_record, write_atomic, write_record)
+                            params_dir, probabilities_here, record_digest, seed_for, weights_record, write_atomic, write_history, write_record)
 from .records import predictions as read_predictions
 from .training import clear_checkpoint, fit, learner, load_weights, pick_dtype, probabilities, save_weights
 
@@ -155,7 +155,7 @@ def save_record(folder:Path, # from `begin_record(p)`
                 notes:dict|None=None, # JSON values that go into the record beside those of `fit`
                )->Record:
     "Write a run's record into its folder; run by hand, also put it in its place (the runner does that itself, with the executed notebook)."
-    history_table(result).to_csv(folder/'history.csv', index=False)
+    write_history(folder, history_table(result))
     scores.write(folder)
     if p.keep_weights != 'none':
         save_weights(learn, folder/'model.safetensors', p.keep_weights)

@@ -7,7 +7,7 @@ __all__ = ['ROOMS', 'DataInfo', 'ModelInfo', 'Timing', 'Record', 'run_dir', 'par
            'sha256', 'write_atomic', 'template_file', 'code_hash', 'lock_hash', 'processor', 'environment', 'git_state',
            'resumes', 'begin_record', 'seed_for', 'weights_record', 'record_digest', 'write_record', 'commit_record',
            'recover', 'fail_record', 'read_record', 'verify_record', 'find_records', 'results', 'history',
-           'probabilities_here', 'predictions']
+           'write_history', 'probabilities_here', 'predictions']
 
 # %% ../nbs/01_records.ipynb #c002
 import ast, contextlib, functools, hashlib, json, os, platform, shutil, subprocess
@@ -316,6 +316,10 @@ def history(folder:Path):
     "A run's history: a row an epoch (`epoch`, `phase`, `lr`, losses, accuracies, `seconds`)."
     import pandas as pd
     return pd.read_csv(Path(folder)/'history.csv')
+
+def write_history(folder:Path, h):
+    "Write the DataFrame `h` as a run's `history.csv`, with the seven digits that 32 bits have."
+    h.to_csv(Path(folder)/'history.csv', index=False, float_format='%.7g')
 
 def probabilities_here(folder:Path, record:Record)->bool:
     "Whether the probabilities that `record` speaks of are in `folder`: git keeps none, so those of an earlier training may lie beside a record that came with git."

@@ -18,7 +18,7 @@ from .data import prepare_data
 from .experiment import class_counts, device_name
 from .loaders import dataloaders
 from .params import BadInput, Params, check_range, load_params, make_params, read_settings, template_keys, trial_params
-from .records import DataInfo, ModelInfo, Record, Timing, code_hash, commit_record, environment, find_records, git_state, now, read_record, run_dir, seed_for, write_atomic, write_record
+from .records import DataInfo, ModelInfo, Record, Timing, code_hash, commit_record, environment, find_records, git_state, now, read_record, run_dir, seed_for, write_atomic, write_history, write_record
 from .training import fit, learner, read_checkpoint
 
 # %% ../nbs/12_search.ipynb #c006
@@ -319,7 +319,7 @@ def save_search(folder:Path, s:Search # from `run_search`
     "Write a search's record: `trials.csv`, `history.csv` of all trials, the space as used and the best trial in the notes; Optuna's own file stays beside them."
     p, best = s.p, s.best
     s.trials.map(lambda v: json.dumps(v) if isinstance(v, (list, dict)) else v).to_csv(folder/'trials.csv', index=False)
-    s.history.to_csv(folder/'history.csv', index=False)
+    write_history(folder, s.history)
     dls = dataloaders(trial_params(p, {k: best[k] for k in s.names}))
     counts, count = class_counts(dls), s.trials['state'].value_counts().to_dict()
     record = Record(study=p.study, run=p.run, seed=p.seed, profile=p.profile, status='done', key=p.key, params=p.as_dict(),
