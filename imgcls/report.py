@@ -6,12 +6,12 @@
 __all__ = ['NOTHING', 'COLUMNS', 'LADDER', 'FREED', 'RULES', 'LEVELS', 'PUBLISHED_SEARCH', 'ROUNDS', 'ABOUT', 'MARKS', 'KERNEL',
            'percent', 'number', 'link', 'seed_page', 'run_page', 'html_table', 'rows_table', 'value', 'hardware',
            'Runs', 'Book', 'toc', 'page_of', 'missing', 'question', 'comparisons', 'supported', 'claim', 'answer',
-           'differs', 'effects', 'stand_in', 'shortened', 'valid_and_test', 'how_far', 'curves', 'of_run', 'csv_link',
-           'best_confusion', 'best_report', 'provenance', 'published', 'Beside', 'beside', 'beside_tables',
-           'beside_figure', 'beside_answer', 'beside_all', 'noise_floor', 'ladder_answer', 'ladder_figure',
-           'ladder_table', 'policy', 'weights_of', 'weights_cell', 'transferred', 'gains', 'transfer_answer',
-           'transfer_table', 'transfer_curves', 'gain_figure', 'pretraining', 'Team', 'teams', 'retests',
-           'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion', 'ensemble_retests',
+           'differs', 'effects', 'stand_in', 'shortened', 'beyond_chance', 'valid_and_test', 'how_far', 'curves',
+           'of_run', 'csv_link', 'best_confusion', 'best_report', 'provenance', 'published', 'Beside', 'beside',
+           'beside_tables', 'beside_figure', 'beside_answer', 'beside_all', 'noise_floor', 'ladder_answer',
+           'ladder_figure', 'ladder_table', 'policy', 'weights_of', 'weights_cell', 'transferred', 'gains',
+           'transfer_answer', 'transfer_table', 'transfer_curves', 'gain_figure', 'pretraining', 'Team', 'teams',
+           'retests', 'ensemble_answer', 'ensemble_tables', 'ensemble_tests', 'ensemble_confusion', 'ensemble_retests',
            'images_of', 'pictures', 'not_here', 'findings', 'data_answer', 'data_section', 'errors_answer',
            'errors_section', 'cost_rows', 'cost_answer', 'cost_figures', 'published_epoch_time', 'epoch_time',
            'benches', 'speedups', 'cost_table', 'reached', 'time_to', 'Found', 'searches', 'replays', 'spearman',
@@ -396,6 +396,7 @@ def effects(book:Book, study:str, pairs:list[tuple[str, str]]|None=None):
              'verdict': html.escape(r.verdict), 'training time': _times(runs[r.a], runs[r.b])} for r in d.itertuples()]
     return rows_table(rows, 'Each change against the run it starts from, by paired seeds; training times as measured, whatever else the machine did')
 
+# %% ../nbs/13_report.ipynb #c015b
 def stand_in(book:Book, study:str)->tuple[list[str], list[str]]|None:
     "(images used, images meant) where the profile takes other images than the study is about, else None."
     ps = [load_params(f'{study}/{r}') for r in book.study(study).runs]
@@ -413,17 +414,20 @@ def shortened(book:Book, study:str)->str:
     return (f'<b>Under the profile {html.escape(book.profile)} {"all" if len(less) == len(pairs) else f"{len(less)} of {len(pairs)}"} of these runs train for fewer epochs than their files ask for '
             f'(such as {a} of {b}): levels and best epochs are those of a shorter training.</b>')
 
-def valid_and_test(book:Book, study:str)->str:
-    "A sentence, as HTML, where accuracy on valid and on test lie further apart than chance explains (z test of two proportions, Holm's correction, 5 %), else nothing."
-    from statsmodels.stats.multitest import multipletests
+def beyond_chance(pairs:list # (accuracy, images, accuracy, images)
+                 )->list[bool]:
+    "Which accuracies lie further apart than chance explains: z test of two proportions, Holm's correction over all pairs, 5 %."
     from statsmodels.stats.proportion import proportions_ztest
-    rows = [(x, a, b, r.data.images) for x in book.runs(study) for f, r in x.seeds.values() if r.data
-            and None not in (a := value(f, r, 'valid.accuracy'), b := value(f, r, 'test.accuracy')) and a + b not in (0, 2)]
-    if not rows: return ''
-    p = [proportions_ztest([a*n['valid'], b*n['test']], [n['valid'], n['test']])[1] for _, a, b, n in rows]
-    apart = [row for row, no_chance in zip(rows, multipletests(p, method='holm')[0]) if no_chance]
+    from imgcls.evaluation import holm
+    return (holm([1. if a == b else proportions_ztest([a*n, b*m], [n, m])[1] for a, n, b, m in pairs]) < .05).tolist()
+
+def valid_and_test(book:Book, study:str)->str:
+    "A sentence, as HTML, where accuracies on valid and on test lie further apart than chance explains, else nothing."
+    rows = [(x, a, r.data.images['valid'], b, r.data.images['test']) for x in book.runs(study) for f, r in x.seeds.values() if r.data
+            and None not in (a := value(f, r, 'valid.accuracy'), b := value(f, r, 'test.accuracy'))]
+    apart = [row for row, no_chance in zip(rows, beyond_chance([row[1:] for row in rows])) if no_chance]
     if not apart: return ''
-    x, a, b, _ = max(apart, key=lambda row: abs(row[1] - row[2]))
+    x, a, _, b, _ = max(apart, key=lambda row: abs(row[1] - row[3]))
     return (f'In {len(apart)} of {_many(len(rows), "1 training", "{} trainings")} the accuracies on validation and on test images lie further apart than chance explains, at most {percent(a)} and {percent(b)} % '
             f'({x.link(x.run)}), so the two may be images of different kinds: see {link("what the check finds in them", "data.html")}.')
 
@@ -436,6 +440,7 @@ def how_far(book:Book, study:str):
     notes += [text for text in (shortened(book, study), valid_and_test(book, study)) if text]
     return _html(''.join(f'<p>{n}</p>' for n in notes))
 
+# %% ../nbs/13_report.ipynb #c015e
 def curves(book:Book, study:str, metric:str='valid_accuracy', most:int=10):
     "Validation accuracy epoch by epoch, a figure for each set of images that runs are judged on: all runs, or the best ten where there are more. Nothing where nothing was trained."
     from imgcls.plots import plot_curves
@@ -979,7 +984,7 @@ def data_answer(book:Book):
     found = {n: f for n in names if (f := findings(n))}
     bad, clean, unseen = [n for n in found if '<b>Problem</b>' in found[n]], [n for n in found if '<b>Problem</b>' not in found[n]], [n for n in names if n not in found]
     checked = [f'The check finds problems in {", ".join(bad)}, listed below.']*bool(bad)
-    checked += [f'It finds no copies between splits, no split scaled in another way, no conflicting labels and no unreadable file in {", ".join(clean)}.' if bad else f'The check finds no copies between splits, no split scaled in another way, no conflicting labels and no unreadable file in {", ".join(clean)}.']*bool(clean)
+    checked += [f'{"It" if bad else "The check"} finds no copies between splits, no split scaled in another way, no conflicting labels and no unreadable file in {", ".join(clean)}.']*bool(clean)
     checked += [f'Not on the machine that built this page, so not checked here: {", ".join(unseen)}.']*bool(unseen)
     return _html(f'<p class="answer">The runs of this profile use {len(names)} set{"s" if len(names) > 1 else ""} of images: {", ".join(said)}. '
                  + html.escape(' '.join(checked)) + '</p>')

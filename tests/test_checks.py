@@ -87,15 +87,15 @@ def test_report_is_whole_and_names_are_escaped(tmp_path):
     plot_pairs(report)[0, 0].figure.savefig(tmp_path/'f.png'); plot_samples(load_data(str(r)), 3).figure.savefig(tmp_path/'g.png') # $x$ is no formula
     assert report.summary.columns.tolist() == ['kind', 'level', 'count', 'finding', 'example'] and len(report.summary) == len(report.findings)
 
-REAL = os.environ.get('IMGCLS_DATA') or str(Path(__file__).resolve().parents[2]/'shared'/'data')
-needs = pytest.mark.skipif(not Path(REAL, 'tinyimagenet32-a.tgz').exists(), reason=f'needs tinyimagenet32-a.tgz in IMGCLS_DATA ({REAL})')
-
 @pytest.mark.parametrize('side, found', [(48, {}), (24, {'sharpness': 1})])
 def test_a_split_scaled_in_another_way_is_found(tmp_path, side, found):
     for k in range(110): put(tmp_path/'p', f'train/{"ab"[k%2]}/{k}.png', photo().resize((side, side), 2).resize((48, 48), 2)); put(tmp_path/'p', f'test/{"ab"[k%2]}/{k}.png')
     r = check_data(str(tmp_path/'p'))
     assert kinds(r) == found and bool(r.problems) == bool(found)
     assert not found or 'images of test are ' in r.problems[0].text and 'times as sharp as those of train' in r.problems[0].text
+
+REAL = os.environ.get('IMGCLS_DATA') or str(Path(__file__).resolve().parents[2]/'shared'/'data')
+needs = pytest.mark.skipif(not Path(REAL, 'tinyimagenet32-a.tgz').exists(), reason=f'needs tinyimagenet32-a.tgz in IMGCLS_DATA ({REAL})')
 
 @needs
 def test_published_data_holds_copies_under_two_labels(monkeypatch):
